@@ -1,0 +1,91 @@
+"""Certified robustness for pretrained classifiers: wrap a model, certify it with any plugin, know exactly what is guaranteed.
+
+The names below are the public door. They load lazily, so that ``import rsplugins`` and ``rsplugins plugins list`` need no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rsplugins.certificate import Certificate, Claim, Evidence, Gathered, Guarantee, Norm
+    from rsplugins.certification import certify
+    from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+    from rsplugins.classifier import Classifier, wrap
+    from rsplugins.errors import RspluginsError
+    from rsplugins.host import (
+        BoundOperatorDescriptor,
+        CertifierDescriptor,
+        DatasetDescriptor,
+        ModelSourceDescriptor,
+        TrainingHookDescriptor,
+        hookimpl,
+    )
+    from rsplugins.models import load
+
+_HOMES = {
+    "BoundOperatorDescriptor": "rsplugins.host",
+    "Certificate": "rsplugins.certificate",
+    "Certifier": "rsplugins.certifier",
+    "CertifierDescriptor": "rsplugins.host",
+    "CertifierParameters": "rsplugins.certifier",
+    "Claim": "rsplugins.certificate",
+    "Classifier": "rsplugins.classifier",
+    "DatasetDescriptor": "rsplugins.host",
+    "Evidence": "rsplugins.certificate",
+    "Execution": "rsplugins.certifier",
+    "Gathered": "rsplugins.certificate",
+    "Guarantee": "rsplugins.certificate",
+    "Input": "rsplugins.certifier",
+    "ModelSourceDescriptor": "rsplugins.host",
+    "Norm": "rsplugins.certificate",
+    "RspluginsError": "rsplugins.errors",
+    "TrainingHookDescriptor": "rsplugins.host",
+    "certify": "rsplugins.certification",
+    "hookimpl": "rsplugins.host",
+    "load": "rsplugins.models",
+    "wrap": "rsplugins.classifier",
+}
+
+__all__ = [  # noqa: RUF022 -- the order a reader meets them in
+    "wrap",
+    "load",
+    "certify",
+    "Classifier",
+    "Certificate",
+    "Claim",
+    "Evidence",
+    "Gathered",
+    "Guarantee",
+    "Norm",
+    "Certifier",
+    "CertifierParameters",
+    "Execution",
+    "Input",
+    "hookimpl",
+    "CertifierDescriptor",
+    "ModelSourceDescriptor",
+    "DatasetDescriptor",
+    "BoundOperatorDescriptor",
+    "TrainingHookDescriptor",
+    "RspluginsError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        import importlib.metadata
+
+        return importlib.metadata.version("rsplugins")
+    if name in _HOMES:
+        import importlib
+
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'rsplugins' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

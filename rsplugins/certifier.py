@@ -1,0 +1,103 @@
+"""The contract of a certifier: gather evidence with the model, claim a radius without it.
+
+A certifier plugin is a class with three parts:
+
+* ``Parameters``: a pydantic model of what the user may set;
+* ``gather``: runs the model on a stream of inputs and yields the evidence for each, in the order given;
+* ``claim``: a pure function from evidence and parameters to a :class:`~rsplugins.certificate.Claim`. It must not import torch:
+  ``rsplugins verify`` and ``rsplugins rescore`` call it where there is no model. When the certifier's module needs torch at import,
+  the function lives in a module of its own that the descriptor names.
+
+This module does not import torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from rsplugins.certificate import Claim, Evidence, Gathered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rsplugins.classifier import Classifier
+
+
+class CertifierParameters(BaseModel):
+    """Base of every certifier's parameters: unknown names are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=CertifierParameters)
+
+
+class Input(NamedTuple):
+    """One input of a certifier: its stable index and the image, (C, H, W) or (C, T, H, W), raw [0, 1] pixels."""
+
+    index: int
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the model is run, apart from what is certified.
+
+    Attributes:
+        seed: the seed of every random number; noise is a function of (seed, input index, sample index) alone.
+        batch_size: images a forward pass, or ``"auto"`` to measure a good one on this machine. Results do not depend on it.
+        dtype: ``"float32"`` or ``"bfloat16"`` (autocast). Part of the function that is certified, so recorded.
+        compile: whether the model goes through ``torch.compile``. Part of the function that is certified, so recorded.
+        channels_last: memory layout; None chooses by model and device.
+    """
+
+    seed: int = 0
+    batch_size: int | Literal["auto"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    channels_last: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Certifier(ABC, Generic[P]):
+    """Turns inputs into evidence, and evidence into claims.
+
+    Args:
+        classifier: raw [0, 1] pixels to logits.
+        parameters: an instance of ``Parameters``, validated.
+        execution: how to run the model.
+
+    Raises:
+        ParameterError: by the constructor, before anything is run, when no outcome could lead to a claim or the classifier does
+            not fit.
+    """
+
+    Parameters: ClassVar[type[CertifierParameters]] = CertifierParameters
+
+    def __init__(self, classifier: Classifier, parameters: P, execution: Execution) -> None:
+        self.classifier = classifier
+        self.parameters = parameters
+        self.execution = execution
+
+    @abstractmethod
+    def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
+        """Yield the evidence for each input, in the order of ``inputs``, each as soon as it is known.
+
+        ``inputs`` is consumed lazily, a little ahead of what is yielded. An input that cannot be processed is yielded with
+        ``error`` set; an exception ends the method (the host isolates it from the others).
+        """
+
+    @staticmethod
+    @abstractmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """Read the claim out of evidence, without the model and without torch.
+
+        Args:
+            evidence: as ``gather`` yielded it, or as JSON read it back.
+            parameters: ``Parameters`` as plain values, with the confidence (``alpha``) possibly changed by ``rescore``.
+        """

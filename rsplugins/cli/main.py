@@ -1,0 +1,50 @@
+"""The application: collects the commands, and turns errors into exit codes.
+
+Exit codes: 0 done, 1 a failed check, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import typer
+
+from rsplugins.errors import RspluginsError
+
+COMMANDS = ("certify", "runs", "plugins", "bench", "doctor")
+"""Modules of this package, each with ``register(app)``; they import heavy modules only inside their functions."""
+
+
+def build() -> typer.Typer:
+    """Return the application with every command registered."""
+    app = typer.Typer(
+        name="rsplugins",
+        help="Certify a pretrained classifier with any installed method, and know exactly what is guaranteed.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def root() -> None:
+        """Keep sub-commands even while there is only one."""
+
+    for name in COMMANDS:
+        importlib.import_module(f"rsplugins.cli.{name}").register(app)
+    return app
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        build()()
+    except RspluginsError as error:
+        print(f"rsplugins: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("rsplugins: interrupted; what was computed is kept, the same command resumes", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,129 @@
+"""What a plugin hands to the host: frozen descriptions, cheap to import, that name the heavy parts without importing them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rsplugins.certificate import Guarantee, Norm
+
+API_VERSION = 1
+"""Version of the descriptors and hooks. A plugin module states the one it was written for as ``RSPLUGINS_API = 1``."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Base of all descriptors.
+
+    Attributes:
+        name: lower-case letters, digits and hyphens; unique among its kind over all installed plugins.
+        summary: one line for lists.
+        factory: ``"module:attribute"`` of the heavy object; imported only when it is used.
+        requires: optional distributions the factory needs, as requirement strings such as ``"auto-LiRPA>=0.3"``. When one is
+            missing the plugin is listed as unavailable with the line that installs it.
+
+    Raises:
+        ValueError: when a field is malformed; the host turns it into a failed plugin with this text.
+    """
+
+    kind: ClassVar[str] = "plugin"
+
+    name: str
+    summary: str
+    factory: str
+    requires: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check("name", isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)), "lower-case letters, digits, hyphens")
+        self._check("summary", isinstance(self.summary, str) and bool(self.summary.strip()), "one line of text")
+        self._check_reference("factory", self.factory)
+        is_texts = isinstance(self.requires, tuple) and all(isinstance(text, str) for text in self.requires)
+        self._check("requires", is_texts, "a tuple of requirement strings")
+
+    def _check(self, field: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ValueError(f"{type(self).__name__}.{field} is {getattr(self, field)!r}; expected {expected}")
+
+    def _check_reference(self, field: str, value: Any) -> None:
+        self._check(field, isinstance(value, str) and bool(_REFERENCE.fullmatch(value)), '"module:attribute"')
+
+
+@dataclass(frozen=True)
+class CertifierDescriptor(Descriptor):
+    """A certifier: the factory is a subclass of :class:`rsplugins.certifier.Certifier`.
+
+    Attributes:
+        guarantee: the guarantee of its claims with default parameters.
+        norms: the norms it can state radii in.
+        claim: ``"module:attribute"`` of the torch-free function (evidence, parameters) -> Claim.
+        default: whether ``rsplugins certify`` runs it when no method is named.
+    """
+
+    kind: ClassVar[str] = "certifier"
+
+    guarantee: Guarantee = Guarantee.ESTIMATE
+    norms: tuple[Norm, ...] = ()
+    claim: str = ""
+    default: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("guarantee", isinstance(self.guarantee, Guarantee), "a Guarantee")
+        is_norms = isinstance(self.norms, tuple) and len(self.norms) > 0 and all(isinstance(norm, Norm) for norm in self.norms)
+        self._check("norms", is_norms, "a tuple of at least one Norm")
+        self._check_reference("claim", self.claim)
+
+
+@dataclass(frozen=True)
+class ModelSourceDescriptor(Descriptor):
+    """Where Classifiers come from; ``name`` is the scheme of ``scheme:reference``.
+
+    The factory is a function ``(reference: str, **options) -> Classifier``.
+    """
+
+    kind: ClassVar[str] = "model-source"
+
+
+@dataclass(frozen=True)
+class DatasetDescriptor(Descriptor):
+    """Where inputs come from; the factory is a function ``(reference: str, *, root, split) -> rsplugins.data.Dataset``.
+
+    Attributes:
+        argument: what follows the colon in ``name:ARGUMENT``; empty when the name stands alone.
+    """
+
+    kind: ClassVar[str] = "dataset"
+
+    argument: str = ""
+
+
+@dataclass(frozen=True)
+class BoundOperatorDescriptor(Descriptor):
+    """An auto-LiRPA operator: the factory is a Bound class, applied through ``custom_ops`` of one BoundedModule.
+
+    Attributes:
+        operator: the ONNX name it replaces, such as ``"onnx::Gemm"``.
+        guarantee: of the bounds it computes.
+    """
+
+    kind: ClassVar[str] = "bound-operator"
+
+    operator: str = ""
+    guarantee: Guarantee = Guarantee.ESTIMATE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        good = isinstance(self.operator, str) and self.operator.count("::") == 1
+        self._check("operator", good, 'an operator name such as "onnx::Gemm"')
+        self._check("guarantee", isinstance(self.guarantee, Guarantee), "a Guarantee")
+
+
+@dataclass(frozen=True)
+class TrainingHookDescriptor(Descriptor):
+    """A training hook: the factory makes an object with the methods that ``rsplugins.training`` calls."""
+
+    kind: ClassVar[str] = "training-hook"

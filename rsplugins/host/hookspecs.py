@@ -1,0 +1,100 @@
+"""The hooks that a plugin may implement.
+
+A plugin is a module (or object) named by an entry point in the group ``rsplugins``. Every hook takes no argument and returns a list
+of descriptors. Implementations must be cheap: no torch, no heavy module; the descriptor's ``factory`` names it instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pluggy
+
+from rsplugins.host.descriptors import (
+    BoundOperatorDescriptor,
+    CertifierDescriptor,
+    DatasetDescriptor,
+    ModelSourceDescriptor,
+    TrainingHookDescriptor,
+)
+
+PROJECT = "rsplugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class HookSpecs:
+    """The specifications, each with an example."""
+
+    @hookspec
+    def rsplugins_certifiers(self) -> Sequence[CertifierDescriptor]:  # type: ignore[empty-body]
+        """Return certifier descriptors.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_certifiers():
+                return [
+                    rsplugins.CertifierDescriptor(
+                        name="uniform-l1",
+                        summary="l1 radii from uniform noise",
+                        factory="my_package.certifier:UniformL1",
+                        claim="my_package.claim:claim",
+                        guarantee=rsplugins.Guarantee.PROBABILISTIC,
+                        norms=(rsplugins.Norm.L1,),
+                    )
+                ]
+        """
+
+    @hookspec
+    def rsplugins_models(self) -> Sequence[ModelSourceDescriptor]:  # type: ignore[empty-body]
+        """Return model sources, by scheme.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_models():
+                return [rsplugins.ModelSourceDescriptor(name="lab", summary="our lab's models", factory="my_package.lab:load")]
+        """
+
+    @hookspec
+    def rsplugins_datasets(self) -> Sequence[DatasetDescriptor]:  # type: ignore[empty-body]
+        """Return data set descriptors.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_datasets():
+                return [rsplugins.DatasetDescriptor(name="xrays", summary="chest X-rays", factory="my_package.data:xrays")]
+        """
+
+    @hookspec
+    def rsplugins_bound_operators(self) -> Sequence[BoundOperatorDescriptor]:  # type: ignore[empty-body]
+        """Return auto-LiRPA operators.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_bound_operators():
+                return [
+                    rsplugins.BoundOperatorDescriptor(
+                        name="my-gemm",
+                        summary="tighter linear layers",
+                        operator="onnx::Gemm",
+                        factory="my_package.operators:BoundMyGemm",
+                        requires=("auto-LiRPA>=0.3",),
+                    )
+                ]
+        """
+
+    @hookspec
+    def rsplugins_training_hooks(self) -> Sequence[TrainingHookDescriptor]:  # type: ignore[empty-body]
+        """Return training hooks.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_training_hooks():
+                return [rsplugins.TrainingHookDescriptor(name="gairat", summary="reweighted AT", factory="my_package.gairat:Gairat")]
+        """

@@ -1,0 +1,11 @@
+"""The sampling engine: the only place that draws noise.
+
+A certifier writes, for each input, a small generator (a *program*) that asks for samples and ends with evidence::
+
+    def program():
+        selection = yield Draw(0, n0)            # samples 0 .. n0-1 of this input
+        estimation = yield Draw(n0, n0 + n)      # fresh samples
+        return {"selection": selection.votes(), "estimation": estimation.votes()}
+
+The engine runs many programs at once and fills every micro-batch across them.
+"""
