@@ -1,0 +1,319 @@
+"""A Classifier: any ``nn.Module`` made into a function from raw [0, 1] pixels to logits, with everything else inside it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsplugins import checks
+from rsplugins.errors import OutputValueError, ParameterError, UsageError
+
+ChannelValues = float | Sequence[float] | Tensor
+"""One number for all channels, or one for each."""
+
+
+class Classifier(nn.Module):
+    """An ``nn.Module`` from raw [0, 1] pixels to logits, with resizing and normalisation inside, in eval mode.
+
+    A radius is a distance between raw images, so every map between the image that the user holds and the network belongs to the
+    function that is certified. :func:`wrap` makes one; the constructor does the same without running the model.
+
+    Shapes:
+        input: (B, C, H, W), or (B, C, T, H, W) for video; floating; [0, 1] but for the noise of a certifier.
+        output: (B, K) logits.
+
+    Attributes:
+        module: the wrapped network.
+        mean: by channel, shape (C,) or (1,), or None.
+        std: by channel, shape (C,) or (1,), or None.
+        input_size: shape of one raw image, (C, H, W) or (C, T, H, W), or None when any will do.
+        num_classes: K, or None until :meth:`check_images` has seen an image.
+        resize: (H, W) that the images are brought to inside, or None.
+        source: the reference it was loaded from, such as ``"timm:resnet18"``, or a few words.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        mean: ChannelValues | None = None,
+        std: ChannelValues | None = None,
+        input_size: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        resize: tuple[int, int] | None = None,
+        source: str = "",
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.input_size = _size("input_size", input_size, (3, 4))
+        self.num_classes = num_classes
+        self.resize = _size("resize", resize, (2,))
+        self.source = source or type(module).__name__
+        channels = None if self.input_size is None else self.input_size[0]
+        # Not persistent: a state dict of the Classifier is the module's own, whatever the normalisation.
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = _channel_values(name, values, channels)
+            self.register_buffer(name, None if buffer is None else buffer.to(self.device), persistent=False)
+        self._fingerprint: tuple[tuple[Any, ...], str] | None = None
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K) of images (B, C, H, W) or videos (B, C, T, H, W). No range check: noise leaves [0, 1]."""
+        if self.resize is not None and tuple(x.shape[-2:]) != self.resize:
+            x = _resize(x, self.resize)
+        trailing = (1,) * (x.dim() - 2)
+        if self.mean is not None:
+            x = x - self.mean.to(x.dtype).view(-1, *trailing)
+        if self.std is not None:
+            x = x / self.std.to(x.dtype).view(-1, *trailing)
+        logits: Tensor = self.module(x.to(self.dtype))
+        return logits
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter or buffer; the CPU when there is none."""
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating parameter or buffer; float32 when there is none. Inputs are cast to it."""
+        return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
+
+    def check_images(self, x: Tensor) -> None:
+        """Check images that a user passed in, and learn ``num_classes`` from them when nobody has said it.
+
+        Raises:
+            InputValueError: not a floating tensor, wrong shape or channel order, not finite, or outside [0, 1].
+            OutputValueError: when the model, run to learn ``num_classes``, does not return logits.
+        """
+        checks.check_shape(x, self.input_size, self._channels())
+        checks.check_values(x)
+        if self.num_classes is None and len(x) > 0:
+            self.num_classes = self._probe(x[:1])
+
+    def check_logits(self, logits: Any, batch: int | None = None) -> None:
+        """Check what the model returned.
+
+        Args:
+            logits: the output of ``forward``.
+            batch: how many images went in, when known.
+
+        Raises:
+            OutputValueError: not a (B, K) tensor, K other than ``num_classes``, NaN or infinite.
+        """
+        checks.check_logits(logits, num_classes=self.num_classes, batch=batch)
+
+    def check_ready(self) -> None:
+        """Check that every layer is in eval mode.
+
+        Raises:
+            UsageError: naming the first layer in training mode, whose output would depend on the batch or on chance.
+        """
+        training = [(name, layer) for name, layer in self.named_modules() if layer.training]
+        if not training:
+            return
+        # The innermost is the informative one: `bn1 (BatchNorm2d)`, not the container it sits in.
+        name, layer = next(((n, m) for n, m in training if not any(True for _ in m.children())), training[0])
+        raise UsageError(
+            f"The model is in training mode, first at layer {checks.layer_name(name, layer)}.",
+            cause="train() was called after wrap(), which had put the model in eval mode; batch normalisation and dropout then "
+            "make the prediction depend on the other images and on chance, and no certificate holds.",
+            fix="Call classifier.eval() before certifying.",
+        )
+
+    def _channels(self) -> int | None:
+        if self.input_size is not None:
+            return int(self.input_size[0])
+        lengths = [len(values) for values in (self.mean, self.std) if values is not None and len(values) > 1]
+        return lengths[0] if lengths else None
+
+    def _probe(self, x: Tensor) -> int:
+        """Run the model once and return how many logits came out.
+
+        Raises:
+            OutputValueError: naming the layer, when the model fails or returns something else than logits.
+        """
+        x = x.to(self.device)
+        try:
+            with torch.no_grad():
+                logits = self(x)
+            self.check_logits(logits, batch=len(x))
+        except OutputValueError as error:
+            layer = checks.first_layer_not_finite(self, x)
+            if not layer:
+                raise
+            raise OutputValueError(
+                f"{error.what} It is first seen after layer {layer}.", cause=error.cause, fix=error.fix
+            ) from None
+        except Exception as error:
+            raise checks.forward_error(self, x, error) from error
+        return int(logits.shape[1])
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the function's numbers: names, dtypes, shapes and bytes of the weights, normalisation, resizing.
+
+        The same on every device and in every process. Kept until a weight is changed in place or moved.
+        """
+        state = {_plain_name(name): value for name, value in self.module.state_dict().items()}
+        # Version counters see optimizers, load_state_dict and in-place operations; inference tensors have none.
+        key = tuple(
+            (name, value.data_ptr(), None if value.is_inference() else value._version)
+            if isinstance(value, Tensor)
+            else (name, value)
+            for name, value in state.items()
+        )
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            digest = hashlib.sha256()
+            for name in sorted(state):
+                _digest_value(digest, name, state[name])
+            for name, values in (("mean", self.mean), ("std", self.std)):
+                digest.update(f"{name}={None if values is None else values.tolist()}\n".encode())
+            digest.update(f"resize={self.resize}\n".encode())
+            self._fingerprint = (key, digest.hexdigest())
+        return self._fingerprint[1]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a manifest records about the function, as plain JSON values."""
+        return {
+            "source": self.source,
+            "architecture": type(self.module).__name__,
+            "input_size": None if self.input_size is None else list(self.input_size),
+            "num_classes": self.num_classes,
+            "mean": None if self.mean is None else [round(value, 8) for value in self.mean.tolist()],
+            "std": None if self.std is None else [round(value, 8) for value in self.std.tolist()],
+            "resize": None if self.resize is None else list(self.resize),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": sum(parameter.numel() for parameter in self.module.parameters()),
+            "sha256": self.fingerprint(),
+        }
+
+
+def wrap(
+    module: nn.Module,
+    mean: ChannelValues | None = None,
+    std: ChannelValues | None = None,
+    input_size: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    *,
+    resize: tuple[int, int] | None = None,
+    source: str = "",
+) -> Classifier:
+    """Make a Classifier from a module: raw [0, 1] pixels in, logits out, normalisation inside, eval mode.
+
+    Args:
+        module: takes normalised images, returns logits (B, K). It is put in eval mode, not copied.
+        mean: subtracted by channel; on the scale of [0, 1] pixels. Leave it out when the module normalises by itself.
+        std: divided by, channel by channel; on the scale of [0, 1] pixels.
+        input_size: shape of one raw image, (C, H, W), or (C, T, H, W) for video. When given, the model is run once on zeros,
+            which finds ``num_classes`` and shows early what does not fit.
+        num_classes: checked against that pass when both are given.
+        resize: (H, W) that the module needs when it is not the raw images' size; bilinear, inside the Classifier, so that the
+            radius stays one of raw pixels.
+        source: a few words on where the model comes from, for records.
+
+    Returns:
+        The Classifier. A Classifier passed in comes back as it is.
+
+    Raises:
+        ParameterError: ``module`` is not an ``nn.Module``, or mean, std or a size is malformed.
+        OutputValueError: the pass on zeros failed (naming the layer) or gave something else than finite (1, num_classes) logits.
+
+    Example:
+        >>> import torch
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> classifier = wrap(module, mean=0.3, std=0.4, input_size=(1, 8, 8))
+        >>> classifier.num_classes, classifier(torch.zeros(2, 1, 8, 8)).shape
+        (10, torch.Size([2, 10]))
+    """
+    if isinstance(module, Classifier):
+        if (mean, std, input_size, num_classes, resize) != (None,) * 5:
+            raise UsageError(
+                "wrap() was given a Classifier, which already has its normalisation and sizes inside.",
+                cause="load() and wrap() return a Classifier; wrapping it again would normalise twice.",
+                fix="Use it as it is, or wrap its .module with the values you want.",
+            )
+        return module
+    if not isinstance(module, nn.Module):
+        raise ParameterError(
+            f"wrap() takes a torch.nn.Module; it was given {type(module).__name__}.",
+            cause="a model class or function in place of a model object, or a name.",
+            fix='Pass an instance, such as wrap(resnet18()); for a name use rsplugins.load("timm:resnet18").',
+        )
+    classifier = Classifier(
+        module, mean=mean, std=std, input_size=input_size, num_classes=num_classes, resize=resize, source=source
+    )
+    if classifier.input_size is not None:
+        classifier.num_classes = classifier._probe(torch.zeros(1, *classifier.input_size))
+    return classifier
+
+
+def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    # Frames of a video are resized one by one: (B, C, T, H, W) -> (B, C*T, H, W) and back.
+    frames = x if x.dim() == 4 else x.flatten(1, 2)
+    frames = F.interpolate(frames, size=list(size), mode="bilinear", align_corners=False)
+    return frames.view(*x.shape[:-2], *size)
+
+
+def _size(name: str, value: Sequence[int] | None, lengths: tuple[int, ...]) -> Any:
+    if value is None:
+        return None
+    try:
+        size = tuple(int(side) for side in value)
+    except (TypeError, ValueError):
+        size = ()
+    if len(size) not in lengths or min(size) < 1:
+        shapes = {"resize": "(H, W)", "input_size": "(C, H, W), or (C, T, H, W) for video"}
+        raise ParameterError(f"{name} is {value!r}; expected {shapes[name]}, all at least 1.")
+    return size
+
+
+def _channel_values(name: str, value: ChannelValues | None, channels: int | None) -> Tensor | None:
+    if value is None:
+        return None
+    try:
+        values = torch.as_tensor(value, dtype=torch.float32).detach().clone().cpu().reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ParameterError(f"{name} is {value!r}; expected one number, or one for each channel.") from error
+    if channels is not None and len(values) not in (1, channels):
+        raise ParameterError(
+            f"{name} has {len(values)} values for {channels} channels.",
+            cause=f"{name} and input_size belong to different models, or input_size is not channels first.",
+            fix="Give one value for each channel, or one for all; input_size is (C, H, W).",
+        )
+    if not bool(values.isfinite().all()) or (name == "std" and bool((values <= 0).any())):
+        raise ParameterError(f"{name} is {values.tolist()}; expected finite{' positive' if name == 'std' else ''} numbers.")
+    if bool((values.abs() > 10).any()):
+        raise ParameterError(
+            f"{name} is {values.tolist()}, too large for images in [0, 1].",
+            cause="the values are for pixels from 0 to 255.",
+            fix=f"Divide {name} by 255.",
+        )
+    return values
+
+
+def _plain_name(name: str) -> str:
+    # torch.compile puts its own name into the state dict; the weights are the same.
+    return re.sub(r"(^|\.)_orig_mod\.", r"\1", name)
+
+
+def _digest_value(digest: hashlib._Hash, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        digest.update(f"{name}={value!r}\n".encode())
+        return
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+    data = value.detach().cpu().contiguous().reshape(-1)
+    if data.numel():
+        digest.update(data.view(torch.uint8).numpy().data)

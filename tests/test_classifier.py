@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rsplugins
+from rsplugins.classifier import Classifier, wrap
+from rsplugins.errors import InputValueError, OutputValueError, ParameterError, UsageError
+
+
+def linear(size=(3, 4, 4), classes=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(int(np.prod(size)), classes)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator))
+        layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        (0.5, 0.25),
+        ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6]),
+        (torch.tensor([0.1, 0.2, 0.3]), 0.3),
+        (None, None),
+        (None, [1.0, 2.0, 0.5]),
+    ],
+)
+def test_logits_are_those_of_the_module_on_normalised_images(images, mean, std):
+    module = linear()
+    classifier = wrap(module, mean=mean, std=std, input_size=(3, 4, 4))
+    x = images.numpy().astype(np.float64)
+
+    def as_column(v, default):
+        return np.broadcast_to(np.asarray(default if v is None else v, dtype=np.float64), (3,)).reshape(1, 3, 1, 1)
+
+    x = (x - as_column(mean, 0.0)) / as_column(std, 1.0)
+    weight, bias = (p.detach().numpy().astype(np.float64) for p in module.parameters())
+    np.testing.assert_allclose(classifier(images).detach().numpy(), x.reshape(6, -1) @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_wrap_finds_the_number_of_classes_and_the_public_name_is_the_same():
+    assert rsplugins.wrap is wrap
+    classifier = wrap(linear(classes=7), input_size=[3, 4, 4])
+    assert (classifier.num_classes, classifier.input_size) == (7, (3, 4, 4))
+    assert classifier.device == torch.device("cpu")
+    assert classifier.dtype == torch.float32
+
+
+def test_num_classes_is_learnt_from_the_first_images_when_no_size_was_given(images):
+    classifier = wrap(linear())
+    assert classifier.num_classes is None
+    classifier.check_images(images)
+    assert classifier.num_classes == 5
+
+
+def test_num_classes_that_does_not_match_is_an_error():
+    with pytest.raises(OutputValueError, match=r"returned 5 logits; num_classes is 10"):
+        wrap(linear(), input_size=(3, 4, 4), num_classes=10)
+
+
+def test_float64_modules_get_float64_images(images):
+    assert wrap(linear().double())(images).dtype == torch.float64
+
+
+def test_resizing_lives_inside(images):
+    module = linear((3, 8, 8))
+    classifier = wrap(module, input_size=(3, 4, 4), resize=(8, 8))
+    # Bilinear interpolation of a constant image is that image.
+    constant = torch.full((1, 3, 4, 4), 0.3)
+    torch.testing.assert_close(classifier(constant), module(torch.full((1, 3, 8, 8), 0.3)))
+    video = wrap(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), input_size=(3, 2, 4, 4), resize=(8, 8))
+    clip = torch.arange(6.0).view(1, 3, 2, 1, 1).expand(1, 3, 2, 4, 4) / 6
+    torch.testing.assert_close(video(clip), clip.mean((2, 3, 4)))
+
+
+def test_video_is_normalised_by_channel():
+    classifier = wrap(
+        nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), mean=[0.0, 0.5, 1.0], std=[1, 2, 4], input_size=(3, 2, 4, 4)
+    )
+    torch.testing.assert_close(classifier(torch.ones(1, 3, 2, 4, 4)), torch.tensor([[1.0, 0.25, 0.0]]))
+
+
+def test_wrapping_twice_is_refused_only_when_it_would_change_something():
+    classifier = wrap(linear(), mean=0.5, input_size=(3, 4, 4))
+    assert wrap(classifier) is classifier
+    with pytest.raises(UsageError, match="normalise twice"):
+        wrap(classifier, mean=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"mean": [123.7, 116.3, 103.5]}, "Divide mean by 255"),
+        ({"std": [0.2, 0.0, 0.2]}, "positive"),
+        ({"mean": [float("nan")] * 3}, "finite"),
+        ({"mean": [0.5, 0.5], "input_size": (3, 4, 4)}, "2 values for 3 channels"),
+        ({"mean": "half"}, "one number"),
+        ({"input_size": (4, 4)}, r"\(C, H, W\)"),
+        ({"input_size": 32}, r"\(C, H, W\)"),
+        ({"resize": (8,)}, r"\(H, W\)"),
+    ],
+)
+def test_malformed_parameters_are_explained(arguments, text):
+    with pytest.raises(ParameterError, match=text):
+        wrap(linear(), **arguments)
+
+
+@pytest.mark.parametrize("thing", ["timm:resnet18", nn.Linear, torch.relu])
+def test_things_that_are_no_module_are_explained(thing):
+    with pytest.raises(ParameterError, match=r"torch\.nn\.Module"):
+        wrap(thing)
+
+
+# --- images ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: x * 255, "0 to 255.*Divide by 255"),
+        (lambda x: (x * 255).to(torch.uint8), r"8-bit pixels.*/ 255"),
+        (lambda x: (x > 0.5).to(torch.int64), r"images\.float\(\)\."),
+        (lambda x: (x - 0.45) / 0.22, "normalised twice"),
+        (lambda x: x * 2 - 1, r"scaled to \[-1, 1\]"),
+        (lambda x: x * 1.02 - 0.01, "clamp"),
+        (lambda x: x * 1000 - 100, "unknown scale"),
+        (lambda x: x.index_fill(0, torch.tensor([2]), float("nan")), "first in image 2"),
+        (lambda x: x.index_fill(0, torch.tensor([3]), float("-inf")), "first in image 3"),
+        (lambda x: x.permute(0, 2, 3, 1), r"channels last.*permute\(0, 3, 1, 2\)"),
+        (lambda x: x[0], r"without the batch dimension.*images\[None\]"),
+        (lambda x: x[:, :1], "1 channels where the model takes 3"),
+        (lambda x: x[:, 0], "without a channel dimension"),
+        (lambda x: x.repeat(1, 1, 2, 2), r"another size.*resize=\(4, 4\)"),
+        (lambda x: x.numpy(), "ndarray.*as_tensor"),
+    ],
+)
+def test_bad_images_are_refused_with_cause_and_fix(images, change, text):
+    classifier = wrap(linear(), input_size=(3, 4, 4))
+    with pytest.raises(InputValueError) as caught:
+        classifier.check_images(change(images))
+    assert caught.value.exit_code == 2
+    assert re.search(text, str(caught.value).replace("\n", " ")), str(caught.value)
+
+
+def test_channel_order_is_seen_without_an_input_size():
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(4))
+    with pytest.raises(InputValueError, match="channels last"):
+        wrap(module).check_images(torch.rand(2, 32, 32, 3))
+    with pytest.raises(InputValueError, match="1 channels where the model takes 3"):
+        wrap(module, mean=[0.1, 0.2, 0.3]).check_images(torch.rand(2, 1, 32, 32))
+
+
+def test_frames_before_channels_are_seen():
+    classifier = wrap(nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten()), input_size=(3, 5, 4, 4))
+    with pytest.raises(InputValueError, match=r"transpose\(1, 2\)"):
+        classifier.check_images(torch.rand(2, 5, 3, 4, 4))
+
+
+def test_good_images_pass_and_the_forward_pass_takes_noise(images):
+    classifier = wrap(linear(), input_size=(3, 4, 4))
+    classifier.check_images(images)
+    classifier.check_images(torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)]))
+    classifier.check_images(images[:0])
+    assert classifier(images + 10).isfinite().all()
+
+
+# --- logits ------------------------------------------------------------
+
+
+class Returns(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda x: {"out": x.flatten(1), "aux": x}, "dict.*'out', 'aux'"),
+        (lambda x: (x.flatten(1), x), "tuple.*entry with the logits"),
+        (lambda x: x, "feature map.*head"),
+        (lambda x: x.sum(), "loss or a single score"),
+        (lambda x: x.flatten(1).repeat(2, 1), "2 rows of logits for 1 images"),
+        (lambda x: x.flatten(1) / 0, "NaN in row 0"),
+        (lambda x: x.flatten(1) + float("inf"), "infinity in row 0"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_explained(function, text):
+    with pytest.raises(OutputValueError) as caught:
+        wrap(Returns(function), input_size=(3, 4, 4))
+    assert re.search(text, str(caught.value).replace("\n", " ")), str(caught.value)
+
+
+def test_the_layer_where_nan_appears_is_named():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    module[2].running_var.fill_(-1)
+    with pytest.raises(OutputValueError, match=r"after layer '2' \(BatchNorm1d\)"):
+        wrap(module, input_size=(3, 4, 4))
+
+
+def test_the_layer_that_fails_is_named():
+    module = nn.Sequential()
+    module.add_module("body", nn.Sequential(nn.Conv2d(1, 2, 3)))
+    with pytest.raises(OutputValueError, match=r"in layer 'body\.0' \(Conv2d\)"):
+        wrap(module, input_size=(3, 4, 4))
+
+
+# --- readiness and identity ------------------------------------------------------------
+
+
+def test_wrap_leaves_no_layer_in_training_mode_and_a_flipped_one_is_named():
+    module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten()).train()
+    classifier = wrap(module, input_size=(3, 4, 4))
+    classifier.check_ready()
+    module[1].train()
+    with pytest.raises(UsageError, match=r"layer '1' \(BatchNorm2d\)") as caught:
+        classifier.check_ready()
+    assert "classifier.eval()" in caught.value.fix
+
+
+def test_fingerprint_sees_weights_names_and_normalisation():
+    def make(**arguments):
+        return Classifier(linear(), **arguments).fingerprint()
+
+    assert make() == make()
+    different = {make(), make(mean=0.5), make(std=0.5), make(mean=0.5, std=0.5), make(resize=(8, 8))}
+    different |= {Classifier(linear(seed=1)).fingerprint(), Classifier(linear().double()).fingerprint()}
+    different |= {Classifier(nn.Sequential(linear())).fingerprint()}
+    assert len(different) == 8
+
+
+def test_fingerprint_follows_a_change_in_place_and_ignores_memory_layout():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    classifier = wrap(module, input_size=(3, 4, 4))
+    before = classifier.fingerprint()
+    assert wrap(module.to(memory_format=torch.channels_last)).fingerprint() == before
+    with torch.no_grad():
+        module[0].weight[0, 0, 0, 0] += 1
+    assert classifier.fingerprint() != before
+
+
+def test_fingerprint_is_the_same_in_another_process():
+    code = (
+        "import torch; from torch import nn; from rsplugins.classifier import Classifier; m = nn.Linear(3, 2);"
+        "nn.init.constant_(m.weight, .1); nn.init.constant_(m.bias, .2); print(Classifier(m, mean=.5).fingerprint())"
+    )
+    prints = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    module = nn.Linear(3, 2)
+    nn.init.constant_(module.weight, 0.1)
+    nn.init.constant_(module.bias, 0.2)
+    assert prints == {Classifier(module, mean=0.5).fingerprint() + "\n"}
+
+
+def test_describe_is_plain_json():
+    description = wrap(linear(), mean=[0.1, 0.2, 0.3], std=0.5, input_size=(3, 4, 4), source="test").describe()
+    assert json.loads(json.dumps(description)) == description
+    assert description["parameters"] == 48 * 5 + 5
+    assert description["mean"] == pytest.approx([0.1, 0.2, 0.3])
+    assert (description["source"], description["num_classes"], description["dtype"]) == ("test", 5, "float32")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_module_on_the_gpu_is_wrapped_there(images):
+    classifier = wrap(linear().cuda(), mean=[0.1, 0.2, 0.3], input_size=(3, 4, 4))
+    assert classifier.mean.device.type == "cuda"
+    assert classifier.fingerprint() == wrap(linear(), mean=[0.1, 0.2, 0.3]).fingerprint()
