@@ -1,0 +1,152 @@
+"""A Dataset: images as raw [0, 1] tensors and labels, at indices that never change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rsplugins.errors import DataNotFoundError, ParameterError
+
+_SAMPLE = 16
+"""Images whose pixels enter the fingerprint, besides all labels."""
+
+
+class Dataset:
+    """Labelled images at stable indices, raw [0, 1] pixels, no normalisation.
+
+    Args:
+        name: the reference it was loaded by, without the place: ``"cifar10"``, ``"folder:pets"``.
+        split: ``"train"``, ``"test"``, ``"val"``: as the data set calls it.
+        labels: all labels in index order, 0 to ``num_classes`` - 1.
+        read: index -> image, (C, H, W) or (C, T, H, W), float32 in [0, 1].
+        num_classes: how many classes there are; by default one more than the largest label.
+        classes: their names, or None.
+        input_size: shape of every image, or None when the sizes differ.
+        preparation: what was done to the stored image before it counts as raw, in words; empty when nothing was.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        split: str,
+        labels: Sequence[int],
+        read: Callable[[int], Tensor],
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+        input_size: Sequence[int] | None = None,
+        preparation: str = "",
+    ) -> None:
+        self.name, self.split, self.preparation = name, split, preparation
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self._read = read
+        self.classes = None if classes is None else tuple(classes)
+        named = len(self.classes) if self.classes is not None else int(self.labels.max(initial=-1)) + 1
+        self.num_classes = named if num_classes is None else num_classes
+        self.input_size = None if input_size is None else tuple(int(side) for side in input_size)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return image and label at ``index``.
+
+        Raises:
+            IndexError: outside 0 .. len - 1; negative indices too, because an index names an input for ever.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} ({self.split}) has inputs 0 to {len(self) - 1}; there is no {index}")
+        return self._read(int(index)), int(self.labels[index])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.input_size)) if self.input_size else "any size"
+        return f"Dataset({self.name}, {self.split}: {len(self)} images {size}, {self.num_classes} classes)"
+
+    def select(self, start: int = 0, stop: int | None = None, stride: int = 1) -> list[int]:
+        """Return the indices start, start + stride, ... below stop, as the field's scripts choose their images.
+
+        Args:
+            start: first index.
+            stop: first index that is left out; the end by default.
+            stride: 20 takes every 20th image.
+
+        Raises:
+            ParameterError: outside the data set, or nothing left.
+
+        Example:
+            >>> data = Dataset(name="zeros", split="test", labels=[0] * 50, read=lambda index: torch.zeros(1, 2, 2))
+            >>> data.select(stride=20)
+            [0, 20, 40]
+        """
+        end = len(self) if stop is None else stop
+        for name, value, low, high in (
+            ("stride", stride, 1, max(len(self), 1)),
+            ("start", start, 0, len(self) - 1),
+            ("stop", end, start + 1, len(self)),
+        ):
+            if not low <= value <= high:
+                raise ParameterError(
+                    f"{name} is {value}; {self.name} ({self.split}) has {len(self)} inputs.",
+                    fix=f"Use {name} from {low} to {high}." if low <= high else "Use another split or data set.",
+                )
+        return list(range(start, end, stride))
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over name, split, all labels, the preparation, and the pixels of up to 16 evenly spaced images."""
+        digest = hashlib.sha256(f"{self.name}\n{self.split}\n{len(self)}\n{self.num_classes}\n{self.preparation}\n".encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        for index in np.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=int):
+            image, _ = self[int(index)]
+            digest.update(f"{tuple(image.shape)}".encode())
+            digest.update(image.contiguous().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a manifest records about the data, as plain JSON values."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "length": len(self),
+            "num_classes": self.num_classes,
+            "input_size": None if self.input_size is None else list(self.input_size),
+            "preparation": self.preparation,
+            "sha256": self.fingerprint(),
+        }
+
+
+def data_root(root: str | Path | None) -> Path:
+    """Return where data sets are looked for: the argument, else ``RSPLUGINS_DATA``, else ``./data``."""
+    return Path(root or os.environ.get("RSPLUGINS_DATA") or "data").expanduser()
+
+
+def check_split(name: str, split: str, known: Sequence[str]) -> None:
+    """Raise a ParameterError when a data set has no such split."""
+    if split not in known:
+        raise ParameterError(f"{name} has no split {split!r}.", fix=f"Use one of: {', '.join(known)}.")
+
+
+def not_found(name: str, split: str, looked_for: str, where: Sequence[Path], how: str) -> DataNotFoundError:
+    """Return the error for a data set that is not there: what was looked for, where, how to get it."""
+    places = ", ".join(str(path) for path in where)
+    return DataNotFoundError(
+        f"{name} ({split}) was not found: looked for {looked_for} in {places}.",
+        cause="the data are somewhere else, or not on this machine; nothing is downloaded without being asked.",
+        fix=f"Point at them with --data-root DIR (root=... in Python) or RSPLUGINS_DATA=DIR. {how}",
+    )
+
+
+def image_tensor(pixels: Any) -> Tensor:
+    """Return uint8 pixels, (H, W) or (H, W, C), as float32 (C, H, W) in [0, 1]."""
+    array = np.asarray(pixels)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(array)).float() / 255

@@ -1,0 +1,111 @@
+"""Small networks by name, for checkpoints of the zoo and of users: ``file:weights.safetensors`` with ``architecture="resnet18"``.
+
+All take normalised images and return logits; weights are random until a checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsplugins.errors import UnknownNameError
+
+
+def digits_cnn(num_classes: int = 10, width: int = 32) -> nn.Module:
+    """Two convolutions and two linear layers for (1, 8, 8) images; made to be fast on a CPU."""
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * width, 64),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    )
+
+
+def mnist_cnn(num_classes: int = 10, width: int = 16) -> nn.Module:
+    """Four convolutions and two linear layers for (1, 28, 28) images."""
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, 2 * width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 49, 100),
+        nn.ReLU(),
+        nn.Linear(100, num_classes),
+    )
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = (
+            nn.Sequential() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class _ResNet(nn.Module):
+    def __init__(self, blocks: tuple[int, ...], widths: tuple[int, ...], num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        inputs = widths[0]
+        layers: list[nn.Module] = []
+        for stage, (count, outputs) in enumerate(zip(blocks, widths, strict=True)):
+            for block in range(count):
+                layers.append(_BasicBlock(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
+                inputs = outputs
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(F.relu(self.bn1(self.conv1(x))))
+        logits: Tensor = self.linear(y.mean((2, 3)))
+        return logits
+
+
+def resnet18(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Module:
+    """ResNet-18 for 32x32 images: a 3x3 stem without pooling (He et al. 2016, as used on CIFAR)."""
+    return _ResNet((2, 2, 2, 2), (width, 2 * width, 4 * width, 8 * width), num_classes, channels)
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "digits_cnn": digits_cnn,
+    "mnist_cnn": mnist_cnn,
+    "resnet18": resnet18,
+}
+"""Every network of this module, by the name that manifests and ``architecture=`` use."""
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Build a network of this module by name.
+
+    Raises:
+        UnknownNameError: with a did-you-mean.
+
+    Example:
+        >>> sum(p.numel() for p in build("digits_cnn").parameters())
+        35914
+    """
+    if name not in ARCHITECTURES:
+        raise UnknownNameError("architecture", name, ARCHITECTURES)
+    return ARCHITECTURES[name](**arguments)
