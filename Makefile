@@ -1,0 +1,11 @@
+# One-word commands for developers; CONTRIBUTING.md says what each is for.
+.PHONY: test slow lint types fix bench demo ci
+
+test:   ; uv run pytest
+slow:   ; uv run pytest -m slow
+lint:   ; uv run ruff check . && uv run ruff format --check .
+types:  ; uv run mypy
+fix:    ; uv run ruff check --fix . && uv run ruff format .
+bench:  ; uv run rsplugins bench
+demo:   ; uv run rsplugins certify
+ci:     ; bash .ci/run
