@@ -88,10 +88,16 @@ def resnet18(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Mo
     return _ResNet((2, 2, 2, 2), (width, 2 * width, 4 * width, 8 * width), num_classes, channels)
 
 
+def resnet20(num_classes: int = 10, channels: int = 3, width: int = 16) -> nn.Module:
+    """ResNet-20 for 32x32 images (He et al. 2016, section 4.2) with projection shortcuts: 0.27 M weights."""
+    return _ResNet((3, 3, 3), (width, 2 * width, 4 * width), num_classes, channels)
+
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": digits_cnn,
     "mnist_cnn": mnist_cnn,
     "resnet18": resnet18,
+    "resnet20": resnet20,
 }
 """Every network of this module, by the name that manifests and ``architecture=`` use."""
 
