@@ -192,8 +192,8 @@ class Classifier(nn.Module):
             "architecture": type(self.module).__name__,
             "input_size": None if self.input_size is None else list(self.input_size),
             "num_classes": self.num_classes,
-            "mean": None if self.mean is None else [round(value, 8) for value in self.mean.tolist()],
-            "std": None if self.std is None else [round(value, 8) for value in self.std.tolist()],
+            "mean": _plain_values(self.mean),
+            "std": _plain_values(self.std),
             "resize": None if self.resize is None else list(self.resize),
             "dtype": str(self.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in self.module.parameters()),
@@ -302,6 +302,11 @@ def _channel_values(name: str, value: ChannelValues | None, channels: int | None
             fix=f"Divide {name} by 255.",
         )
     return values
+
+
+def _plain_values(values: Tensor | None) -> list[float] | None:
+    # Seven digits are all that float32 holds; 0.305 stays 0.305.
+    return None if values is None else [float(f"{value:.7g}") for value in values.tolist()]
 
 
 def _plain_name(name: str) -> str:

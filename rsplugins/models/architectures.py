@@ -5,13 +5,14 @@ All take normalised images and return logits; weights are random until a checkpo
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsplugins.errors import UnknownNameError
+from rsplugins.errors import ParameterError, UnknownNameError
 
 
 def digits_cnn(num_classes: int = 10, width: int = 32) -> nn.Module:
@@ -102,16 +103,35 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 """Every network of this module, by the name that manifests and ``architecture=`` use."""
 
 
-def build(name: str, **arguments: Any) -> nn.Module:
-    """Build a network of this module by name.
+def resolve(name: str) -> Callable[..., nn.Module]:
+    """Return a constructor: a name of this module, or ``"module:attribute"`` for one from anywhere.
 
     Raises:
-        UnknownNameError: with a did-you-mean.
+        UnknownNameError: no such name here; with a did-you-mean.
+        ParameterError: the module or its attribute does not exist.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if ":" not in name:
+        fix = f'Use one of: {", ".join(sorted(ARCHITECTURES))}; or "module:attribute" for a constructor of your own.'
+        raise UnknownNameError("architecture", name, ARCHITECTURES, fix=fix)
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ParameterError(
+            f"The architecture {name!r} cannot be imported: {error}.",
+            cause="the module is not on the path of this Python.",
+            fix='Write it as "package.module:constructor", and install the package or set PYTHONPATH.',
+        ) from error
+    return found
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Build a network by the name that :func:`resolve` takes.
 
     Example:
         >>> sum(p.numel() for p in build("digits_cnn").parameters())
         35914
     """
-    if name not in ARCHITECTURES:
-        raise UnknownNameError("architecture", name, ARCHITECTURES)
-    return ARCHITECTURES[name](**arguments)
+    return resolve(name)(**arguments)

@@ -1,0 +1,209 @@
+"""Reading checkpoints without running what is in them, and fitting them into a network."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.errors import CheckpointError, RspluginsWarning, did_you_mean
+
+State = dict[str, Tensor]
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+"""Where training scripts put the weights inside a checkpoint, tried in this order."""
+
+_SHOWN = 3
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read(path: str | Path, key: str | None = None) -> State:
+    """Read a state dict: safetensors, or a legacy torch file with ``weights_only=True``.
+
+    Args:
+        path: the file.
+        key: which entry of a legacy checkpoint holds the weights, when it has several.
+
+    Raises:
+        CheckpointError: no such file, an HTML page, a Git LFS pointer, damaged, or with code inside.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}", fix="Check the path.")
+    _check_first_bytes(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _pick(_read_legacy(path), path, key)
+
+
+def _check_first_bytes(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(256)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        raise CheckpointError(f"{path} is empty.", cause="an interrupted download.", fix="Delete it and get it again.")
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        raise CheckpointError(
+            f"{path} is an HTML page, not a checkpoint.",
+            cause="the download returned a web page: a quota, a login, or a confirmation (shared drives do that).",
+            fix="Delete it, open its address in a browser, and save the file itself.",
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not a checkpoint.",
+            cause="the repository was cloned without Git LFS.",
+            fix="Run `git lfs install` and `git lfs pull` in that repository.",
+        )
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: {error}.",
+            cause="a truncated download, or another format under this name.",
+            fix="Get it again; a torch file needs the suffix .pt or .pth.",
+        ) from error
+
+
+def _read_legacy(path: Path) -> Any:
+    try:
+        # Never unpickle: a checkpoint is data from elsewhere.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, and is not loaded: {str(error).strip().splitlines()[0][:200]}",
+            cause="a whole model or a configuration object was saved; loading it would run code from the file.",
+            fix="Where you trust it, save only the weights: torch.save(model.state_dict(), PATH), better as safetensors.",
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable torch checkpoint: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}",
+            cause="a truncated download, or another format under this name.",
+            fix="Get it again; a safetensors file needs the suffix .safetensors.",
+        ) from error
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _pick(checkpoint: Any, path: Path, key: str | None) -> State:
+    if key is None and _is_state(checkpoint):
+        return dict(checkpoint)
+    states = {k: v for k, v in checkpoint.items() if _is_state(v)} if isinstance(checkpoint, Mapping) else {}
+    if key is None:
+        key = next((name for name in _NESTED if name in states), None) or (next(iter(states)) if len(states) == 1 else None)
+    if key not in states:
+        inside = (
+            ", ".join(repr(name) for name in list(checkpoint)[:8])
+            if isinstance(checkpoint, Mapping)
+            else type(checkpoint).__name__
+        )
+        raise CheckpointError(
+            f"{path} has no weights under {key!r}." if key else f"{path} has no state dict where it is usually found.",
+            cause=f"the file holds: {inside}.",
+            fix=f"Say which entry holds the weights: key={next(iter(states))!r}." if states else "Use a file with a state dict.",
+        )
+    return dict(states[key])
+
+
+def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict into a network, all of it; half-precision weights become the network's own dtype.
+
+    A prefix that all keys share and the network lacks (or the other way round) is taken off (or put on), and said as a warning.
+
+    Args:
+        module: the network, changed in place.
+        state: names and tensors.
+        source: what to call the checkpoint in errors.
+
+    Raises:
+        CheckpointError: missing or unexpected keys (the first few), or shapes that differ.
+    """
+    own = module.state_dict()
+    state, note = _without_prefix(dict(state), own)
+    # Counters of batch normalisation do nothing in eval mode; old checkpoints lack them.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in own]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source} does not fit {type(module).__name__}: {_some('missing', missing)}; {_some('unexpected', unexpected)}.",
+            cause=_prefix_cause(missing, unexpected),
+            fix="Name the architecture that the checkpoint was saved from, with the same arguments.",
+        )
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise _shape_error(module, source, name, tuple(value.shape), tuple(own[name].shape))
+    module.load_state_dict(state, strict=False)
+    if note:
+        warnings.warn(f"{source}: {note}", RspluginsWarning, stacklevel=3)
+
+
+def _some(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {kind}{' (' if names else ''}{', '.join(names[:_SHOWN])}{more}{')' if names else ''}"
+
+
+def _prefix(longer: Mapping[str, Any], shorter: Mapping[str, Any]) -> str:
+    """Return the one prefix that all of ``longer`` has over names of ``shorter``, or an empty string."""
+    names = {name for name in shorter if not name.endswith("num_batches_tracked")}
+    if not names:
+        return ""
+    first = next(iter(names))
+    for name in longer:
+        prefix = name[: -len(first)]
+        if name.endswith(f".{first}") and {n[len(prefix) :] for n in longer if n.startswith(prefix)} >= names:
+            return prefix
+    return ""
+
+
+def _without_prefix(state: State, own: Mapping[str, Tensor]) -> tuple[State, str]:
+    if set(state) & set(own):
+        return state, ""
+    prefix = _prefix(state, own)
+    if prefix and all(name.startswith(prefix) for name in state):
+        return {name[len(prefix) :]: value for name, value in state.items()}, f"took the prefix {prefix!r} off all names."
+    prefix = _prefix(own, state)
+    if prefix and all(name.startswith(prefix) for name in own):
+        return {prefix + name: value for name, value in state.items()}, f"put the prefix {prefix!r} before all names."
+    return state, ""
+
+
+def _prefix_cause(missing: list[str], unexpected: list[str]) -> str:
+    for short in missing[:_SHOWN]:
+        for long in unexpected:
+            if long.endswith(f".{short}"):
+                prefix = long[: -len(short)]
+                return (
+                    f"the names in the file begin with {prefix!r} (DataParallel, Lightning or a wrapper), and others do not fit."
+                )
+    return "another architecture, or other arguments (depth, width, num_classes)."
+
+
+def _shape_error(module: nn.Module, source: str, name: str, there: tuple[int, ...], here: tuple[int, ...]) -> CheckpointError:
+    is_head = len(there) == len(here) and there[0] != here[0] and there[1:] == here[1:]
+    return CheckpointError(
+        f"{source} does not fit {type(module).__name__}: {name} has shape {there} in the file and {here} in the network.",
+        cause=f"a head for {there[0]} classes, or another width." if is_head else "another architecture, or other arguments.",
+        fix=f"Give num_classes={there[0]}." if is_head else "Name the architecture that the checkpoint was saved from.",
+    )

@@ -1,0 +1,51 @@
+"""Where the models of the zoo are: a folder of one's own, the checkout, the copy inside the wheel, in this order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rsplugins.errors import UnknownNameError, UsageError
+from rsplugins.zoo.manifest import FILE
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def places() -> list[Path]:
+    """Return the folders that are searched: ``RSPLUGINS_ZOO``, the checkout's ``zoo/``, the embedded copy.
+
+    Raises:
+        UsageError: ``RSPLUGINS_ZOO`` names no folder.
+    """
+    found: list[Path] = []
+    own = os.environ.get("RSPLUGINS_ZOO")
+    if own:
+        if not Path(own).is_dir():
+            raise UsageError(f"RSPLUGINS_ZOO is {own!r}, which is no folder.", fix="Point it at a folder of models, or unset it.")
+        found.append(Path(own))
+    # Beside an installed package stands site-packages, where a folder `zoo` would be somebody else's.
+    if (_PACKAGE.parent / "pyproject.toml").is_file():
+        found.append(_PACKAGE.parent / "zoo")
+    found.append(_PACKAGE / "zoo" / "embedded")
+    return [place for place in found if place.is_dir()]
+
+
+def folders() -> dict[str, Path]:
+    """Return the folder of every model by id; the first place that has an id wins."""
+    found: dict[str, Path] = {}
+    for place in places():
+        for manifest in sorted(place.glob(f"*/{FILE}")):
+            found.setdefault(manifest.parent.name, manifest.parent)
+    return found
+
+
+def find(identifier: str) -> Path:
+    """Return the folder of a model.
+
+    Raises:
+        UnknownNameError: with a did-you-mean.
+    """
+    known = folders()
+    if identifier not in known:
+        raise UnknownNameError("zoo model", identifier, known)
+    return known[identifier]
