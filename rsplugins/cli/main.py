@@ -39,8 +39,11 @@ def build() -> typer.Typer:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    from rsplugins.cli import plugins
+
     try:
-        build()()
+        if not plugins.shortcut(sys.argv[1:]):
+            build()()
     except RspluginsError as error:
         print(f"rsplugins: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

@@ -38,8 +38,10 @@ class Descriptor:
     requires: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check("name", isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)), "lower-case letters, digits, hyphens")
-        self._check("summary", isinstance(self.summary, str) and bool(self.summary.strip()), "one line of text")
+        self._check(
+            "name", isinstance(self.name, str) and bool(_NAME.fullmatch(self.name)), "lower-case letters, digits, hyphens"
+        )
+        self._check("summary", isinstance(self.summary, str) and len(self.summary.strip().splitlines()) == 1, "one line of text")
         self._check_reference("factory", self.factory)
         is_texts = isinstance(self.requires, tuple) and all(isinstance(text, str) for text in self.requires)
         self._check("requires", is_texts, "a tuple of requirement strings")

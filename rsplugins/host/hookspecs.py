@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement.
 
-A plugin is a module (or object) named by an entry point in the group ``rsplugins``. Every hook takes no argument and returns a list
-of descriptors. Implementations must be cheap: no torch, no heavy module; the descriptor's ``factory`` names it instead.
+A plugin is a module (or object) named by an entry point in the group ``rsplugins``. Every hook takes no argument and returns a
+list of descriptors. Implementations must be cheap: no torch, no heavy module; the descriptor's ``factory`` names it instead.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rsplugins.host.descriptors import (
     BoundOperatorDescriptor,
     CertifierDescriptor,
     DatasetDescriptor,
+    Descriptor,
     ModelSourceDescriptor,
     TrainingHookDescriptor,
 )
@@ -22,6 +23,15 @@ PROJECT = "rsplugins"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+RETURNS: dict[str, type[Descriptor]] = {
+    "rsplugins_certifiers": CertifierDescriptor,
+    "rsplugins_models": ModelSourceDescriptor,
+    "rsplugins_datasets": DatasetDescriptor,
+    "rsplugins_bound_operators": BoundOperatorDescriptor,
+    "rsplugins_training_hooks": TrainingHookDescriptor,
+}
+"""Every hook and what its list must hold, in the order of listings."""
 
 
 class HookSpecs:
@@ -96,5 +106,11 @@ class HookSpecs:
 
             @rsplugins.hookimpl
             def rsplugins_training_hooks():
-                return [rsplugins.TrainingHookDescriptor(name="gairat", summary="reweighted AT", factory="my_package.gairat:Gairat")]
+                return [
+                    rsplugins.TrainingHookDescriptor(
+                        name="gairat",
+                        summary="reweighted adversarial training",
+                        factory="my_package.gairat:Gairat",
+                    )
+                ]
         """

@@ -1,0 +1,80 @@
+"""The built-in plugin. It comes in through the entry point ``rsplugins``, by the same hooks as anybody's."""
+
+from __future__ import annotations
+
+from rsplugins.certificate import Guarantee, Norm
+from rsplugins.host import CertifierDescriptor, DatasetDescriptor, ModelSourceDescriptor, hookimpl
+
+RSPLUGINS_API = 1
+
+
+@hookimpl
+def rsplugins_certifiers() -> list[CertifierDescriptor]:
+    """Randomised smoothing, hard and soft."""
+    return [
+        CertifierDescriptor(
+            name="gaussian",
+            summary="Gaussian randomised smoothing: Clopper-Pearson on votes (Cohen et al. 2019)",
+            factory="rsplugins.certifiers.gaussian:Gaussian",
+            claim="rsplugins.statistics.claims:gaussian",
+            guarantee=Guarantee.PROBABILISTIC,
+            norms=(Norm.L2,),
+        ),
+        CertifierDescriptor(
+            name="gaussian-soft",
+            summary="Gaussian smoothing of class probabilities, with a valid bound on their mean",
+            factory="rsplugins.certifiers.gaussian:GaussianSoft",
+            claim="rsplugins.statistics.claims:gaussian_soft",
+            guarantee=Guarantee.PROBABILISTIC,
+            norms=(Norm.L2,),
+        ),
+    ]
+
+
+@hookimpl
+def rsplugins_models() -> list[ModelSourceDescriptor]:
+    """Sources of pretrained classifiers, by scheme."""
+    return [
+        ModelSourceDescriptor(
+            name="timm", summary="timm models, from the hub or a local file", factory="rsplugins.models.timm:load"
+        ),
+        ModelSourceDescriptor(
+            name="torchvision",
+            summary="torchvision models with the transforms of their weights",
+            factory="rsplugins.models.torchvision:load",
+        ),
+        ModelSourceDescriptor(
+            name="robustbench",
+            summary="RobustBench models, by name, data set and threat model",
+            factory="rsplugins.models.robustbench:load",
+            # robustbench imports `autoattack`, which pyautoattack carries, and `pkg_resources`, which setuptools 81 removed
+            requires=("robustbench>=1.1", "pyautoattack>=0.2", "setuptools<81"),
+        ),
+        ModelSourceDescriptor(name="zoo", summary="models of this project's zoo", factory="rsplugins.models.zoo:load"),
+        ModelSourceDescriptor(name="file", summary="a checkpoint file on this machine", factory="rsplugins.models.file:load"),
+    ]
+
+
+@hookimpl
+def rsplugins_datasets() -> list[DatasetDescriptor]:
+    """The embedded digits, the usual torchvision data sets, and any folder of images."""
+    digits = DatasetDescriptor(
+        name="digits", summary="8x8 handwritten digits, embedded (scikit-learn)", factory="rsplugins.data.digits:load"
+    )
+    folder = DatasetDescriptor(
+        name="folder", summary="a folder of images, one sub-folder a class", factory="rsplugins.data.folder:load", argument="PATH"
+    )
+    through_torchvision = {
+        "mnist": "28x28 handwritten digits",
+        "fashion-mnist": "28x28 pictures of clothes",
+        "svhn": "32x32 house numbers",
+        "cifar10": "32x32 photographs, 10 classes",
+        "cifar100": "32x32 photographs, 100 classes",
+        "imagenet": "ILSVRC 2012 photographs, 1000 classes",
+        "places365": "photographs of places, 365 classes",
+    }
+    rest = [
+        DatasetDescriptor(name=name, summary=summary, factory="rsplugins.data.torchvision:load")
+        for name, summary in through_torchvision.items()
+    ]
+    return [digits, *rest, folder]

@@ -1,0 +1,116 @@
+"""``rsplugins plugins``: what is installed, and why something does not work. Imports no heavy module."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rsplugins.errors import RspluginsWarning
+
+if TYPE_CHECKING:
+    from rsplugins.host import Entry
+
+PIPED_WIDTH = 100
+"""Columns of a table that goes to a file or a pipe, where rich would assume 80."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``plugins`` commands to the application."""
+    plugins = typer.Typer(help="Show the installed plugins.", no_args_is_help=True, rich_markup_mode=None)
+    plugins.command("list")(list_plugins)
+    app.add_typer(plugins, name="plugins")
+
+
+def list_plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for machines.")] = False,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Only certifier, model-source, dataset, bound-operator, training-hook, or plugin (those that failed)."),
+    ] = None,
+) -> None:
+    """List what the installed plugins bring: guarantee, norms, where from, and whether it works.
+
+    Exits with 0 even when a plugin failed: the list is where one looks that up.
+    """
+    from rsplugins.host import get_host
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RspluginsWarning)  # the list itself says what failed
+        entries = get_host().entries(kind)
+    if as_json:
+        typer.echo(json.dumps([_row(entry) for entry in entries], indent=2))
+    else:
+        _print_table(entries)
+
+
+def shortcut(arguments: list[str]) -> bool:
+    """Carry out a plain ``plugins list`` without typer, whose option parsing loads pydantic: half of the 0.5 s it may take.
+
+    Returns:
+        False, with nothing done, for any other command line (help and mistakes too): that is typer's.
+    """
+    if arguments[:2] != ["plugins", "list"]:
+        return False
+    rest = [part for argument in arguments[2:] for part in argument.split("=", 1)]
+    as_json = "--json" in rest
+    rest = [part for part in rest if part != "--json"]
+    if rest and (len(rest) != 2 or rest[0] != "--kind"):
+        return False
+    list_plugins(as_json, rest[1] if rest else None)
+    return True
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    """The fields of one entry as plain JSON values; what its kind does not have is null or empty."""
+    descriptor = entry.descriptor
+    guarantee = getattr(descriptor, "guarantee", None)
+    return {
+        "name": entry.name,
+        "kind": entry.kind,
+        "guarantee": None if guarantee is None else str(guarantee),
+        "norms": [str(norm) for norm in getattr(descriptor, "norms", ())],
+        "distribution": entry.distribution,
+        "version": entry.version,
+        "plugin": entry.plugin,
+        "status": str(entry.status),
+        "reason": entry.reason,
+        "fix": entry.fix,
+        "summary": "" if descriptor is None else descriptor.summary,
+        "factory": "" if descriptor is None else descriptor.factory,
+        "argument": getattr(descriptor, "argument", ""),
+    }
+
+
+def _print_table(entries: list[Entry]) -> None:
+    """A table of short words, then a paragraph for each entry that is not active: a command in a narrow cell cannot be copied."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not sys.stdout.isatty():
+        console = Console(highlight=False, width=PIPED_WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("name", "kind", "guarantee", "norms", "distribution", "status"):
+        # when it gets narrow, what strangers chose folds, and our own words stay whole
+        table.add_column(header, overflow="fold", no_wrap=header in ("kind", "guarantee", "status"))
+    for row in map(_row, entries):
+        name = row["name"] + (f":{row['argument']}" if row["argument"] else "")
+        origin = f"{row['distribution']} {row['version']}"
+        table.add_row(*_plain(name, row["kind"], row["guarantee"] or "", ", ".join(row["norms"]), origin, row["status"]))
+    console.print(table)
+    for row in map(_row, entries):
+        if row["status"] != "active":
+            typer.echo(f"{row['name']} ({row['kind']}, {row['distribution']} {row['version']}) {row['status']}: {row['reason']}")
+            typer.echo(f"    {row['fix']}\n")
+
+
+def _plain(*cells: str) -> list[Any]:
+    """Cells as text that rich does not read as markup: names and versions come from strangers."""
+    from rich.text import Text
+
+    return [Text(cell) for cell in cells]
