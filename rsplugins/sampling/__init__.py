@@ -9,3 +9,9 @@ A certifier writes, for each input, a small generator (a *program*) that asks fo
 
 The engine runs many programs at once and fills every micro-batch across them.
 """
+
+from rsplugins.sampling.engine import Sampler
+from rsplugins.sampling.noise import GaussianNoise, NoiseSource
+from rsplugins.sampling.tally import Draw, Program, Tally
+
+__all__ = ["Draw", "GaussianNoise", "NoiseSource", "Program", "Sampler", "Tally"]

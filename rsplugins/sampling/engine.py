@@ -1,0 +1,275 @@
+"""The engine: runs the programs of many inputs at once and fills every micro-batch across them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins import checks
+from rsplugins.certificate import Gathered
+from rsplugins.certifier import Execution
+from rsplugins.errors import InputValueError, ParameterError, RspluginsWarning
+from rsplugins.sampling import tuning
+from rsplugins.sampling.noise import NoiseSource
+from rsplugins.sampling.readers import Reader, Sample, ScoreReader, VoteReader
+from rsplugins.sampling.slots import Clock, Segment, Slot
+from rsplugins.sampling.tally import Program
+
+Work = Iterable[tuple[int, Tensor, Program]]
+"""(index, item, program) of each input; items of one run have one shape, which may be anything: images, latents, patches."""
+
+_CANONICAL_ROWS = {"cpu": 1}
+
+
+TallyName = Literal["votes", "scores", "values"]
+
+
+class _Flight(NamedTuple):
+    """A micro-batch that was launched and whose result is not booked yet."""
+
+    segments: list[Segment]
+    reduced: Tensor
+    event: torch.cuda.Event | None
+
+
+class Sampler:
+    """Counts the decisions of a function under noise.
+
+    Vote counts are a function of the weights, the noise stream, the input's index and the sample's index: not of the batch size,
+    the order or number of inputs, or what else is in the batch. Score sums agree to float rounding (about 1e-6 a sample).
+
+    Args:
+        function: from (B, *shape) to logits (B, K), the rows independent of one another; run in inference mode.
+        noise: where the noise comes from.
+        num_classes: K; None learns it from the first item.
+        execution: batch size, dtype, compilation, layout.
+        tally: ``"votes"``; ``"scores"``, softmax probabilities; or ``"values"``, what the function returns taken as scores.
+        device: where the function lives; None takes that of its first parameter, or the CPU.
+        dtype: of the noisy items; bfloat16 in ``execution`` is autocast on top of it.
+
+    Example:
+        >>> from rsplugins.sampling import Draw, GaussianNoise
+        >>> def program():
+        ...     tally = yield Draw(0, 1000)
+        ...     return tally.votes()
+        >>> sign = lambda x: torch.stack([x.sum(1), -x.sum(1)], dim=1)
+        >>> sampler = Sampler(sign, GaussianNoise(0.5, seed=0), 2, Execution(batch_size=64))
+        >>> [sum(done.evidence.values()) for done in sampler.run([(0, torch.full((4,), 0.5), program())])]
+        [1000]
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        noise: NoiseSource,
+        num_classes: int | None,
+        execution: Execution,
+        *,
+        tally: TallyName = "votes",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.noise, self.num_classes, self.execution, self.tally, self.dtype = noise, num_classes, execution, tally, dtype
+        self.device = torch.device(device) if device is not None else _device_of(function)
+        if tally not in get_args(TallyName):
+            raise ParameterError(f"tally is {tally!r}; expected one of {', '.join(get_args(TallyName))}.")
+        if execution.batch_size != "auto" and execution.batch_size < 1:
+            raise ParameterError(f"batch_size is {execution.batch_size!r}; expected 'auto' or a number of at least 1.")
+        wants = execution.channels_last
+        self.channels_last = tuning.prefers_channels_last(function) if wants is None else wants
+        self.batch_size = 0 if execution.batch_size == "auto" else int(execution.batch_size)
+        # dynamic=False: the micro-batch and the canonical batch each keep the one graph they are compiled to.
+        self._function = torch.compile(function, dynamic=False) if execution.compile else function
+        self._capacity = _CANONICAL_ROWS.get(self.device.type, 64)
+        self._ahead = 1 if self.device.type == "cuda" else 0
+        self._buffer = torch.empty(0)
+        self._reader: Reader  # made with the first item
+
+    @property
+    def reevaluated(self) -> int:
+        """Samples that were too close to a tie to trust a micro-batch, and were decided in the canonical way."""
+        reader = getattr(self, "_reader", None)
+        return reader.reevaluated if isinstance(reader, VoteReader) else 0
+
+    def describe(self) -> dict[str, Any]:
+        """Return what changes the function that is certified, for a certificate's ``function``, as JSON values."""
+        return {
+            "dtype": self.execution.dtype if self.execution.dtype != "float32" else str(self.dtype).removeprefix("torch."),
+            "compile": self.execution.compile,
+            "device": self.device.type,
+            "noise": self.noise.name,
+            "near_ties": f"decided in batches of {self._capacity}" if self.tally == "votes" else "not treated",
+        }
+
+    def run(self, work: Work) -> Iterator[Gathered]:
+        """Run programs and yield what they gathered, in the order of ``work``.
+
+        ``work`` is pulled lazily: one more input whenever those at work no longer fill a micro-batch.
+
+        Raises:
+            OutputValueError: logits that are not finite (naming the input), or not of shape (B, K).
+            InputValueError: an item of another shape than the first.
+        """
+        source, queue, flights = iter(work), deque[Slot](), deque[_Flight]()
+        first = next(source, None)
+        if first is None:
+            return
+        self._prepare(first[1])
+        source = itertools.chain([first], source)
+        clock, exhausted = Clock(), False
+        while True:
+            exhausted = exhausted or self._admit(source, queue)
+            start = time.perf_counter()
+            flight = self._launch(queue)
+            if flight is not None:
+                flights.append(flight)
+            settled = flights.popleft() if flights and (flight is None or len(flights) > self._ahead) else None
+            if settled is not None:
+                self._settle(settled)
+            clock.spent += time.perf_counter() - start
+            if settled is not None:
+                clock.charge(settled.segments)
+            while queue and queue[0].evidence is not None:
+                yield queue.popleft().gathered()
+            if exhausted and not queue:
+                return
+
+    def _admit(self, source: Iterator[tuple[int, Tensor, Program]], queue: deque[Slot]) -> bool:
+        """Pull inputs until the open samples fill a micro-batch; return whether there are no more inputs."""
+        open_samples = sum(slot.unlaunched for slot in queue)
+        while open_samples < self.batch_size:
+            pulled = next(source, None)
+            if pulled is None:
+                return True
+            index, item, program = pulled
+            expected = self._buffer.shape[1:]
+            if item.shape != expected:
+                raise InputValueError(
+                    f"Input {index} has shape {tuple(item.shape)}; the inputs before it have {tuple(expected)}.",
+                    fix="Bring all inputs of one call to one shape, or certify each shape by itself.",
+                )
+            image = self._batch(1, item.shape)[0].copy_(item)
+            slot = Slot(index, image, program, self._reader.num_classes, scores=self.tally != "votes")
+            slot.proceed()
+            queue.append(slot)
+            open_samples += slot.unlaunched
+        return False
+
+    def _launch(self, queue: Iterable[Slot]) -> _Flight | None:
+        """Fill the buffer from the oldest inputs on and run the function; None when nobody waits for samples."""
+        segments = self._plan(queue)
+        if not segments:
+            return None
+        try:
+            logits = self._evaluate(segments)
+        except RuntimeError as error:
+            if not tuning.is_out_of_memory(error) or self.batch_size == 1:
+                raise
+            for segment in segments:
+                segment.slot.next = segment.start
+            self._shrink()
+            return self._launch(queue)
+        lengths = torch.tensor([segment.rows for segment in segments])
+        owners = torch.repeat_interleave(lengths).to(self.device, non_blocking=True)
+        with torch.no_grad():
+            reduced = self._reader.reduce(logits, owners, segments)
+        if self.device.type != "cuda":
+            return _Flight(segments, reduced.cpu(), None)
+        pinned = torch.empty(reduced.shape, dtype=reduced.dtype, pin_memory=True).copy_(reduced, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return _Flight(segments, pinned, event)
+
+    def _plan(self, queue: Iterable[Slot]) -> list[Segment]:
+        segments: list[Segment] = []
+        room = self.batch_size
+        for slot in queue:
+            rows = min(slot.unlaunched, room)
+            if rows:
+                segments.append(Segment(slot, slot.next, rows))
+                slot.next += rows
+                room -= rows
+            if not room:
+                break
+        return segments
+
+    def _evaluate(self, segments: Sequence[Segment]) -> Tensor:
+        row = 0
+        for slot, start, rows in segments:
+            self.noise.perturb(slot.image, self._buffer[row : row + rows], slot.index, start)
+            row += rows
+        # A compiled function keeps one shape: what is left of the buffer rides along and is ignored.
+        batch = self._buffer if self.execution.compile else self._buffer[:row]
+        return self._forward(batch)[:row]
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        lower = self.execution.dtype == "bfloat16"
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if lower else contextlib.nullcontext()
+        with torch.inference_mode(), autocast:
+            logits = self._function(batch)
+        if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
+            checks.check_logits(logits, num_classes=self.num_classes, batch=len(batch))
+        return logits
+
+    def _canonical(self, samples: Sequence[Sample]) -> Tensor:
+        """Return logits (rows, K) of samples, run in batches of one fixed size."""
+        results = []
+        scratch = self._batch(self._capacity, samples[0][0].image.shape)
+        for first in range(0, len(samples), self._capacity):
+            part = samples[first : first + self._capacity]
+            for row, (slot, sample) in enumerate(part):
+                self.noise.perturb(slot.image, scratch[row : row + 1], slot.index, sample)
+            results.append(self._forward(scratch)[: len(part)].clone())
+        return torch.cat(results)
+
+    def _settle(self, flight: _Flight) -> None:
+        if flight.event is not None:
+            flight.event.synchronize()
+        self._reader.settle(flight.reduced.numpy(), flight.segments)
+        for segment in flight.segments:
+            segment.slot.proceed()
+
+    def _prepare(self, item: Tensor) -> None:
+        """Make the buffer for items like this one, and learn what was left open: the number of classes, the batch size."""
+        if self.num_classes is None:
+            self.num_classes = int(self._forward(self._batch(1, item.shape)).shape[1])
+        if not hasattr(self, "_reader"):
+            if self.tally == "votes":
+                self._reader = VoteReader(self.num_classes, self._canonical, self._capacity)
+            else:
+                self._reader = ScoreReader(self.num_classes, softmax=self.tally == "scores")
+        if not self.batch_size:
+            probe = item.to(self.device, self.dtype)
+            self.batch_size = tuning.best_batch_size(self._forward, lambda rows: self._batch(rows, item.shape).add_(probe))
+        if self._buffer.shape != (self.batch_size, *item.shape):
+            self._buffer = self._batch(self.batch_size, item.shape)
+
+    def _shrink(self) -> None:
+        shape, self._buffer = self._buffer.shape[1:], torch.empty(0)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before, self.batch_size = self.batch_size, self.batch_size // 2
+        warnings.warn(
+            RspluginsWarning(
+                f"Out of memory with batches of {before}; going on with {self.batch_size}. The results are the same. "
+                f"Set batch_size={self.batch_size} to begin there."
+            ),
+            stacklevel=2,
+        )
+        self._buffer = self._batch(self.batch_size, shape)
+
+    def _batch(self, rows: int, shape: Sequence[int]) -> Tensor:
+        return tuning.empty_batch(rows, shape, channels_last=self.channels_last, dtype=self.dtype, device=self.device)
+
+
+def _device_of(function: Callable[[Tensor], Tensor]) -> torch.device:
+    first = next(function.parameters(), None) if isinstance(function, nn.Module) else None
+    return first.device if first is not None else torch.device("cpu")
