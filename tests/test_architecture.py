@@ -1,0 +1,154 @@
+"""Imports point downwards only: DESIGN's storeys, read from the source with ast, so that no import order can hide a cycle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rsplugins
+
+ROOT = Path(rsplugins.__file__).parent
+
+STOREYS = [
+    ["errors"],
+    ["certificate"],
+    # runs.progress shows how far anything is and knows nothing of runs
+    ["statistics", "checks", "compat", "runs.progress"],
+    ["classifier"],
+    ["certifier"],
+    # the zoo is its file format and where the files lie: models.zoo reads them
+    ["sampling", "lipschitz", "lirpa", "reduction", "video", "zoo"],
+    ["certifiers", "models", "data"],
+    ["host"],
+    ["builtin"],
+    # the front doors that ask the host for a plugin by name; the modules behind models and data do not know the host
+    ["certification", "models.__init__", "data.__init__"],
+    ["runs", "training"],
+    ["testing", "zoo.verify", "zoo.publish"],
+    ["cli"],
+]
+"""From the ground up. A module belongs to the longest entry that its name starts with; a room may be missing yet."""
+
+FLOOR = {place: storey for storey, places in enumerate(STOREYS) for place in places}
+NO_TORCH_AT_MODULE_LEVEL = ("errors", "certificate", "certifier", "statistics", "host", "builtin", "cli", "zoo", "runs.progress")
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+SOURCES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+MODULES = [name for name in SOURCES if name != "__init__"]
+
+
+def _module(target: str) -> str | None:
+    """The module that ``rsplugins.x.y`` is or lies in, named as in SOURCES; None when it is not of this package."""
+    package, _, rest = target.partition(".")
+    while package == "rsplugins":
+        for candidate in (rest, f"{rest}.__init__".removeprefix(".")):
+            if candidate in SOURCES:
+                return candidate
+        rest = rest.rpartition(".")[0]
+    return None
+
+
+def _imports(tree: ast.AST, *, inside_functions: bool = True) -> Iterator[str]:
+    """Full names that the code imports; what stands under ``if TYPE_CHECKING`` is for readers and left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "the package imports by full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _imports(ast.Module(node.orelse, []), inside_functions=inside_functions)
+        elif inside_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _imports(node, inside_functions=inside_functions)
+
+
+def _used(name: str) -> set[str]:
+    """Modules of this package that a module imports, the lazy door ``rsplugins`` itself apart."""
+    found = {_module(target) for target in _imports(ast.parse(SOURCES[name].read_text()))}
+    return {module for module in found if module not in (None, name, "__init__")}
+
+
+def _place(name: str) -> str:
+    fitting = [place for place in FLOOR if name == place or name.startswith(f"{place}.")]
+    assert fitting, f"rsplugins.{name} has no storey: give its room one in STOREYS, and a line in DESIGN.md"
+    return max(fitting, key=len)
+
+
+def _room(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downwards(name):
+    floor = FLOOR[_place(name)]
+    upward = [used for used in _used(name) if _place(used) != _place(name) and FLOOR[_place(used)] >= floor]
+    assert not upward, f"rsplugins.{name} (storey {floor}) imports what does not lie below it: {upward}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if _room(name) == "certifiers"])
+def test_no_certifier_imports_another(name):
+    assert not [used for used in _used(name) if _room(used) == "certifiers"]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if _room(name) == "host"])
+def test_the_host_knows_only_descriptions(name):
+    assert {_room(used) for used in _used(name)} <= {"host", "certificate", "errors"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if _place(name) in NO_TORCH_AT_MODULE_LEVEL])
+def test_no_torch_at_module_level(name):
+    names = _imports(ast.parse(SOURCES[name].read_text()), inside_functions=False)
+    assert not {target for target in names if target.partition(".")[0] in ("torch", "torchvision", "timm")}
+
+
+def test_torch_free_rooms_load_without_torch():
+    rooms = [place for place in NO_TORCH_AT_MODULE_LEVEL if place in SOURCES or f"{place}.__init__" in SOURCES]
+    assert {"statistics", "host", "certificate", "builtin"} <= set(rooms)
+    loads = [f"rsplugins.{name.removesuffix('.__init__')}" for name in MODULES if _place(name) in rooms and _room(name) != "cli"]
+    code = "import sys\nfor name in sys.argv[1:]:\n    __import__(name)\n    assert 'torch' not in sys.modules, name"
+    done = subprocess.run([sys.executable, "-c", code, *loads], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_reader_of_imports_sees_what_it_should():
+    source = """
+import torch.nn
+from rsplugins.host import Host
+from rsplugins.host.manager import Host as H
+if TYPE_CHECKING:
+    import hidden
+else:
+    import shown
+def late():
+    from rsplugins import errors
+class Body:
+    import early
+"""
+    tree = ast.parse(source)
+    everything = {"torch.nn", "rsplugins.host.Host", "rsplugins.host.manager.Host", "shown", "rsplugins.errors", "early"}
+    assert set(_imports(tree)) == everything
+    assert set(_imports(tree, inside_functions=False)) == everything - {"rsplugins.errors"}
+    targets = [
+        "rsplugins.host.Host",
+        "rsplugins.host.manager.Host",
+        "rsplugins.errors",
+        "rsplugins.wrap",
+        "rsplugins",
+        "torch.nn",
+    ]
+    assert [_module(target) for target in targets] == ["host.__init__", "host.manager", "errors", "__init__", "__init__", None]
+    assert [_place(name) for name in ("models.__init__", "models.timm", "zoo.store", "zoo.verify")] == [
+        "models.__init__",
+        "models",
+        "zoo",
+        "zoo.verify",
+    ]
