@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rsplugins.certificate import Guarantee, Norm
-from rsplugins.host import CertifierDescriptor, DatasetDescriptor, ModelSourceDescriptor, hookimpl
+from rsplugins.host import CertifierDescriptor, DatasetDescriptor, ModelSourceDescriptor, TrainingHookDescriptor, hookimpl
 
 RSPLUGINS_API = 1
 
@@ -78,3 +78,29 @@ def rsplugins_datasets() -> list[DatasetDescriptor]:
         for name, summary in through_torchvision.items()
     ]
     return [digits, *rest, folder]
+
+
+@hookimpl
+def rsplugins_training_hooks() -> list[TrainingHookDescriptor]:
+    """What a recipe may name under ``[[hooks]]``."""
+    hooks = {
+        "gaussian": ("smoothing:GaussianAugmentation", "Gaussian augmentation (Cohen et al. 2019)"),
+        "consistency": ("smoothing:Consistency", "consistency of noisy predictions (Jeong and Shin 2020)"),
+        "macer": ("smoothing:Macer", "maximise the soft smoothed radius (Zhai et al. 2020)"),
+        "latent-noise": ("smoothing:LatentNoise", "noise between encoder and head, for latent smoothing"),
+        "at": ("adversarial:AdversarialTraining", "adversarial training on PGD images (Madry et al. 2018)"),
+        "fat": ("adversarial:FriendlyAdversarialTraining", "early-stopped PGD (Zhang et al. 2020)"),
+        "trades": ("adversarial:Trades", "clean cross-entropy plus KL (Zhang et al. 2019)"),
+        "mart": ("adversarial:Mart", "misclassification-aware adversarial training (Wang et al. 2020)"),
+        "geometry-weights": ("gairat:GeometryWeights", "GAIRAT's weights, on top of another attack's hook"),
+        "gairat": ("gairat:Gairat", "geometry-aware reweighted AT (Zhang et al. 2021)"),
+        "gair-fat": ("gairat:GairFat", "geometry-aware reweighted FAT"),
+        "gair-trades": ("gairat:GairTrades", "geometry-aware reweighted TRADES, two attacks"),
+        "gair-mart": ("gairat:GairMart", "geometry-aware reweighted MART, our definition"),
+        "mail-at": ("gairat:MailAt", "AT weighted by the probability margin (Wang et al. 2021)"),
+        "mail-trades": ("gairat:MailTrades", "TRADES weighted by the probability margin"),
+    }
+    return [
+        TrainingHookDescriptor(name=name, summary=summary, factory=f"rsplugins.training.{home}")
+        for name, (home, summary) in hooks.items()
+    ]

@@ -1,0 +1,112 @@
+"""Projected gradient descent in the l-infinity ball, vectorised, with the geometry of GAIRAT counted on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rsplugins.training.hooks import Geometry
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""From logits (n, K) and the indices (n,) of these inputs in the batch to a scalar that the attack increases."""
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and every module back as it was at the end."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def cross_entropy(labels: Tensor) -> Objective:
+    """Return the summed cross-entropy with labels (B,)."""
+    return lambda logits, index: F.cross_entropy(logits, labels[index], reduction="sum")
+
+
+def margin(labels: Tensor) -> Objective:
+    """Return the summed margin max_{k != y} z_k - z_y (Carlini and Wagner 2017), which no rescaling of the logits blinds."""
+
+    def objective(logits: Tensor, index: Tensor) -> Tensor:
+        own = labels[index][:, None]
+        others = logits.scatter(1, own, -torch.inf)
+        return (others.amax(1) - logits.gather(1, own)[:, 0]).sum()
+
+    return objective
+
+
+def divergence(logits: Tensor) -> Objective:
+    """Return the summed KL(p || q) from the clean distribution p = softmax(logits), (B, K), to the perturbed q (TRADES)."""
+    clean = F.softmax(logits.detach().float(), dim=1)
+    return lambda scores, index: F.kl_div(F.log_softmax(scores, dim=1), clean[index], reduction="sum")
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int,
+    start: Tensor | None = None,
+    objective: Objective | None = None,
+    stop_after: int | None = None,
+) -> tuple[Tensor, Geometry]:
+    """Ascend the objective by signed gradient steps inside the l-infinity ball and [0, 1], with the model in eval mode.
+
+    Args:
+        model: raw [0, 1] pixels to logits (B, K).
+        images: (B, C, H, W), raw [0, 1] pixels.
+        labels: (B,) int64.
+        eps: radius, raw pixels.
+        step_size: raw pixels.
+        steps: K.
+        start: (B, C, H, W) offset of the first iterate x_0; None starts at the images.
+        objective: None for the cross-entropy with ``labels``.
+        stop_after: None runs all steps. A number tau stops each input tau steps after its first misclassified iterate (Zhang et
+            al. 2020, "friendly" adversarial training); every input keeps its place in the batch.
+
+    Returns:
+        The last iterates (B, C, H, W), detached, and the :class:`~rsplugins.training.hooks.Geometry`.
+    """
+    objective = objective or cross_entropy(labels)
+    current = images.detach().clone()
+    if start is not None:
+        current = _project(current + start, images, eps)
+    first = torch.full((len(images),), steps, dtype=torch.long, device=images.device)
+    correct = torch.zeros_like(first)
+    spare = None if stop_after is None else torch.full_like(first, stop_after)
+    index = torch.arange(len(images), device=images.device)
+    with evaluation_mode(model):
+        for step in range(steps):
+            iterate = current[index].requires_grad_()
+            with torch.enable_grad():
+                logits = model(iterate).float()
+                (gradient,) = torch.autograd.grad(objective(logits, index), iterate)
+            right = logits.detach().argmax(1) == labels[index]
+            correct[index] += right.long()
+            first[index] = torch.where(right, first[index], first[index].clamp(max=step))
+            moved = _project(iterate.detach() + step_size * gradient.sign(), images[index], eps)
+            if spare is None:
+                current = moved
+                continue
+            go_on = right | (spare[index] > 0)
+            spare[index] -= (~right).long()
+            index = index[go_on]
+            current[index] = moved[go_on]
+            if len(index) == 0:
+                break
+    return current, Geometry(first=first, correct=correct, steps=steps)
+
+
+def _project(candidate: Tensor, images: Tensor, eps: float) -> Tensor:
+    return torch.minimum(torch.maximum(candidate, images - eps), images + eps).clamp(0.0, 1.0)

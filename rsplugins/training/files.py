@@ -1,0 +1,166 @@
+"""The files of a training run: checkpoint, metrics, curves, the model and what is known of how it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rsplugins.errors import RunError
+from rsplugins.training.recipe import Recipe, to_toml
+
+CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
+    "checkpoint.pt",
+    "metrics.jsonl",
+    "model.safetensors",
+    "training.json",
+    "curves.png",
+    "recipe.toml",
+)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a killed writer, leaves the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save_checkpoint(directory: Path, state: Mapping[str, Any]) -> None:
+    """Save a checkpoint atomically."""
+    temporary = directory / f".{CHECKPOINT}.{os.getpid()}.tmp"
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / CHECKPOINT)
+
+
+def load_checkpoint(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """Return the checkpoint of a directory, or None when there is none.
+
+    Raises:
+        RunError: it belongs to another recipe (with the lines that differ), or is damaged.
+    """
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path} cannot be read: {error}", fix="Delete it to start again, or choose another --out.") from error
+    if state["recipe"] != to_toml(recipe):
+        before, now = state["recipe"].splitlines(), to_toml(recipe).splitlines()
+        changed = [f"- {line}" for line in before if line not in now] + [f"+ {line}" for line in now if line not in before]
+        raise RunError(
+            f"{directory} belongs to another recipe: {'; '.join(line for line in changed if line.strip('+- '))}.",
+            cause="The recipe was changed, or two recipes share an output directory.",
+            fix="Choose another --out, or delete the directory to start again.",
+        )
+    return state
+
+
+def read_metrics(directory: Path, before_epoch: int | None = None) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, those of later epochs left out."""
+    path = directory / METRICS
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [row for row in rows if before_epoch is None or row["epoch"] < before_epoch]
+
+
+def write_metrics(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write metrics.jsonl, a row an epoch."""
+    write_atomically(directory / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def save_model(directory: Path, module: torch.nn.Module) -> dict[str, Any]:
+    """Save the weights as safetensors, and return the file's name, sha256 and size."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    data = save(state, metadata={"format": "pt"})
+    write_atomically(directory / MODEL, data)
+    return {"file": MODEL, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def write_record(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write training.json."""
+    write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a record names."""
+    import importlib.metadata
+
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    # Run from a checkout that is not installed, there is no version.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["rsplugins"] = importlib.metadata.version("rsplugins")
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Return ``"cpu"``, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def plot_curves(directory: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw loss, accuracies and learning rate against the epoch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for panel, names, label in zip(
+        panels,
+        (("loss",), ("train_accuracy", "test_accuracy"), ("lr",)),
+        ("training loss", "accuracy", "learning rate"),
+        strict=True,
+    ):
+        for name in names:
+            points = [(row["epoch"] + 1, row[name]) for row in rows if name in row]
+            if points:
+                panel.plot(
+                    *zip(*points, strict=True), label=name.replace("_accuracy", ""), marker="." if len(points) < 30 else None
+                )
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        if len(names) > 1:
+            panel.legend()
+    figure.suptitle(title)
+    temporary = directory / f".{CURVES}.tmp.png"
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(directory / CURVES)
+
+
+__all__ = [
+    "CHECKPOINT",
+    "CURVES",
+    "METRICS",
+    "MODEL",
+    "RECIPE",
+    "RECORD",
+    "device_name",
+    "load_checkpoint",
+    "plot_curves",
+    "read_metrics",
+    "save_checkpoint",
+    "save_model",
+    "versions",
+    "write_atomically",
+    "write_metrics",
+    "write_record",
+]

@@ -1,0 +1,273 @@
+"""Recipes: the TOML file that says how a model is trained, checked completely before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from rsplugins.errors import ParameterError, UsageError
+from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Whole, plain, read
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Where inputs come from and how they are augmented.
+
+    Attributes:
+        name: a reference of ``rsplugins.data.load``, such as ``"mnist"`` or ``"folder:cifar10"``.
+        train: the training split.
+        test: the split that is measured after each epoch; selection never uses it.
+        crop: pixels of zero padding for random crops; 0 for none.
+        flip: whether images are mirrored at random.
+    """
+
+    WHERE = "[data]"
+
+    name: str
+    train: str = "train"
+    test: str = "test"
+    crop: Whole = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """The network, with its normalisation inside.
+
+    Attributes:
+        architecture: a name in ``rsplugins.models.architectures``.
+        mean: by channel, raw [0, 1] pixels.
+        std: by channel.
+        arguments: for the architecture.
+    """
+
+    WHERE = "[model]"
+
+    architecture: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Settings):
+    """SGD, Adam or AdamW.
+
+    Attributes:
+        name: which.
+        lr: the largest learning rate of the schedule.
+        weight_decay: coupled for SGD and Adam, decoupled for AdamW.
+        momentum: of SGD.
+        nesterov: of SGD.
+        clip_norm: largest gradient norm, or None.
+    """
+
+    WHERE = "[optimizer]"
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = 0.1
+    weight_decay: NonNegative = 5e-4
+    momentum: Annotated[float, Range(0.0, 0.9999)] = 0.9
+    nesterov: bool = False
+    clip_norm: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings(Settings):
+    """The learning rate over the run, as a factor of ``lr`` at each step.
+
+    Attributes:
+        name: ``"cosine"`` to 0, ``"multistep"`` by gamma at the milestones, ``"onecycle"`` (linear up and down), ``"constant"``.
+        warmup: epochs of linear increase from 0; for onecycle the length of the way up.
+        milestones: epochs, counted from 0, at which multistep multiplies by gamma.
+        gamma: of multistep.
+    """
+
+    WHERE = "[schedule]"
+
+    name: Literal["cosine", "multistep", "onecycle", "constant"] = "cosine"
+    warmup: NonNegative = 0.0
+    milestones: tuple[Count, ...] = ()
+    gamma: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.name == "multistep") != bool(self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise ParameterError(
+                f"[schedule] name is {self.name!r} with milestones {list(self.milestones)}.",
+                fix='multistep, and only multistep, takes increasing milestones: name = "multistep", milestones = [30, 60].',
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(Settings):
+    """How long, how large and in which arithmetic.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: over all ranks together.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32).
+        channels_last: memory layout.
+        compile: whether the model goes through ``torch.compile``.
+        ema: decay of the averaged weights, which are then what is measured and saved; 0 for none.
+        evaluate_every: epochs between measurements on the test split; the last epoch always is measured.
+    """
+
+    WHERE = "[training]"
+
+    epochs: Count
+    batch_size: Count = 128
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    ema: Annotated[float, Range(0.0, 0.999999)] = 0.0
+    evaluate_every: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """What is measured, and packed as evidence, once the model is trained (``zoo/train_all.py``).
+
+    Attributes:
+        sigma: certify by Gaussian smoothing at this level; None for not at all.
+        n: samples an input.
+        stride: every how many-th test input is certified.
+        eps: attack with AutoAttack in this l-infinity ball, raw [0, 1] pixels; None for not at all.
+        images: how many test inputs are attacked.
+    """
+
+    WHERE = "[evaluation]"
+
+    sigma: Positive | None = None
+    n: Count = 100_000
+    stride: Count = 20
+    eps: Annotated[float, Range(0.0, 1.0, open_low=True)] | None = None
+    images: Count = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """How a model is trained.
+
+    Attributes:
+        name: lower-case letters, digits, dots and hyphens: what the model will be called.
+        seed: of every random number.
+        data: see :class:`DataSettings`; ``model``, ``optimizer``, ``schedule``, ``training``, ``evaluation`` likewise.
+        hooks: a table each: ``name`` and the settings of the training hook.
+    """
+
+    WHERE = "recipe"
+
+    name: str
+    data: DataSettings
+    model: ModelSettings
+    training: TrainingSettings
+    seed: Whole = 0
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    hooks: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for table in self.hooks:
+            if not isinstance(table.get("name"), str):
+                raise ParameterError("A [[hooks]] table has no name.", fix='Write name = "gaussian", or another training hook.')
+        for milestone in self.schedule.milestones:
+            if milestone >= self.training.epochs:
+                raise ParameterError(
+                    f"[schedule] milestone {milestone} lies outside the {self.training.epochs} epochs.",
+                    fix=f"Use milestones below {self.training.epochs}.",
+                )
+
+    def sha256(self) -> str:
+        """Return the sha256 of :func:`to_toml`, the text that is kept beside the checkpoint."""
+        return hashlib.sha256(to_toml(self).encode()).hexdigest()
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: values by dotted key, such as ``{"training.epochs": 1}``.
+
+    Raises:
+        UsageError: no such file, or not TOML.
+        ParameterError: an unknown key, a missing one or a wrong value.
+    """
+    path = Path(path).expanduser()
+    try:
+        values = _toml().loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no recipe {path}.", fix="Check the path; zoo/recipes holds those of the zoo.") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is not a readable TOML file: {error}", fix="Correct that line.") from None
+    for key, value in (overrides or {}).items():
+        _override(values, key, value)
+    return read(Recipe, values, str(path.name))
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts of a command line; values are TOML, and plain words are text.
+
+    Example:
+        >>> parse_overrides(["training.epochs=1", "data.name=mnist"])
+        {'training.epochs': 1, 'data.name': 'mnist'}
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"{assignment!r} is not KEY=VALUE.", fix="Write --set training.epochs=10.")
+        try:
+            overrides[key.strip()] = _toml().loads(f"value = {text}")["value"]
+        except ValueError:
+            overrides[key.strip()] = text
+    return overrides
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Write a recipe as TOML that :func:`load_recipe` reads back as the same recipe."""
+    values = plain(recipe)
+    hooks, lines = values.pop("hooks"), []
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines += [f"{key} = {_value(value)}" for key, value in values.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"]
+        lines += [f"{key} = {_value(value)}" for key, value in table.items() if value != {}]
+    for hook in hooks:
+        lines += ["", "[[hooks]]"]
+        lines += [f"{key} = {_value(value)}" for key, value in hook.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml() -> Any:
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for position, table in enumerate(tables):
+        if table == "hooks" and isinstance(values.get("hooks"), list):
+            raise UsageError(f"{key} cannot be set: hooks are a list.", fix="Edit the recipe's [[hooks]] tables.")
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{'.'.join(tables[: position + 1])} is not a table of the recipe.", fix="Write TABLE.KEY=VALUE.")
+    values[last] = value
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(key)} = {_value(item)}' for key, item in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

@@ -1,0 +1,314 @@
+"""The trainer: a recipe in, a checkpoint and its record out; may be killed at any moment and run again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.classifier import Classifier
+from rsplugins.errors import ParameterError, RspluginsError
+from rsplugins.training import files
+from rsplugins.training.engine import Engine, derived_seed
+from rsplugins.training.hooks import Hooks
+from rsplugins.training.progress import Progress
+from rsplugins.training.ranks import Ranks
+from rsplugins.training.recipe import Recipe, to_toml
+from rsplugins.training.registry import make_hook
+from rsplugins.training.table import ImageTable, load_table
+
+CHECK_EVERY = 50
+"""Steps between looks at whether the loss is finite on a GPU, where looking waits for the device."""
+
+
+class TrainingDivergedError(RspluginsError):
+    """The loss or a weight is no longer finite; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came out of :meth:`Trainer.fit`.
+
+    Attributes:
+        status: ``"finished"``, or ``"stopped"`` by the time budget; the same call goes on from there.
+        classifier: the trained model, in eval mode, averaged weights when the recipe averages.
+        directory: where the files are.
+        metrics: a row an epoch.
+        record: what training.json says.
+    """
+
+    status: str
+    classifier: Classifier
+    directory: Path
+    metrics: Sequence[dict[str, Any]]
+    record: dict[str, Any]
+
+
+class Trainer:
+    """Trains what a recipe says, in a directory.
+
+    Args:
+        recipe: checked already; see :func:`~rsplugins.training.recipe.load_recipe`.
+        out: directory of the run; one that holds a checkpoint of the same recipe is resumed.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``.
+        data_root: where data sets are looked for.
+        train: the training images; loaded as the recipe says when None.
+        test: the test images; likewise.
+        module: the network from normalised images to logits; built as the recipe says when None.
+        hooks: training hooks; made as the recipe says when None.
+        quiet: show no progress.
+        checkpoint_seconds: how often a checkpoint is written within an epoch; one is written after each epoch anyway.
+
+    Raises:
+        ParameterError: settings that cannot work, before the data are loaded wherever that can be seen.
+        UnknownNameError: no such hook, architecture or data set.
+        InputValueError: an empty split, labels outside the classes, pixels outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: str | Path,
+        *,
+        device: str = "auto",
+        data_root: str | Path | None = None,
+        train: ImageTable | None = None,
+        test: ImageTable | None = None,
+        module: nn.Module | None = None,
+        hooks: Sequence[object] | None = None,
+        quiet: bool = False,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        self.recipe, self.directory, self.checkpoint_seconds = recipe, Path(out).expanduser(), checkpoint_seconds
+        chosen = [make_hook(table) for table in recipe.hooks] if hooks is None else list(hooks)
+        Hooks(*chosen, epochs=recipe.training.epochs)  # refuse bad settings before anything is loaded
+        self.device = choose_device(device)
+        self.ranks = Ranks.from_environment(self.device)
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", self.ranks.local if self.device.index is None else self.device.index)
+            torch.cuda.set_device(self.device)
+        self.train = train or load_table(recipe.data.name, recipe.data.train, data_root)
+        self.test = test or load_table(recipe.data.name, recipe.data.test, data_root)
+        self.batch_size = min(recipe.training.batch_size, len(self.train))
+        self.ranks.check_batch(self.batch_size)
+        self.steps = len(self.train) // self.batch_size
+        self.quiet = quiet or not self.ranks.is_first
+        classifier = build_classifier(recipe, self.train, module)
+        run_hooks = Hooks(*chosen, epochs=recipe.training.epochs, model=classifier, num_classes=self.train.num_classes)
+        self.train, self.test = self.train.to(self.device), self.test.to(self.device)
+        self.engine = Engine(classifier, recipe, run_hooks, self.device, self.steps, self.ranks)
+
+    def fit(self, time_budget: float | None = None) -> TrainingResult:
+        """Train to the end, or until the time budget is spent; resume what is there.
+
+        Args:
+            time_budget: seconds from now; the step in progress is finished, and a usable model is written.
+
+        Raises:
+            TrainingDivergedError: the loss is not finite; names the batch. The last good checkpoint stays.
+            RunError: the directory belongs to another recipe.
+        """
+        deadline = None if time_budget is None else time.monotonic() + time_budget
+        self.directory.mkdir(parents=True, exist_ok=True)
+        state = files.load_checkpoint(self.directory, self.recipe)
+        epoch, step, spent = 0, 0, 0.0
+        if state is not None:
+            epoch, step, spent = state["epoch"], state["step"], state["seconds"]
+            self.engine.load_state(state["engine"])
+        self._rows = files.read_metrics(self.directory, before_epoch=epoch)
+        self._began, self._spent = time.monotonic(), spent
+        # A throw-away fork: the run seeds torch's default generators at every step.
+        with (
+            torch.random.fork_rng(),
+            Progress(self.recipe.name, self.recipe.training.epochs, self.steps, quiet=self.quiet) as shown,
+        ):
+            if state is not None:
+                shown.say(f"{self.recipe.name}: resuming at epoch {epoch + 1}, step {step + 1}")
+            status = self._run(epoch, step, deadline, shown)
+        return self._finish(status)
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the shuffled indices of an epoch, (steps * batch_size,), on the CPU; a function of seed and epoch."""
+        generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, epoch))
+        return torch.randperm(len(self.train), generator=generator)[: self.steps * self.batch_size]
+
+    def _run(self, first_epoch: int, first_step: int, deadline: float | None, shown: Progress) -> str:
+        saved = time.monotonic()
+        for epoch in range(first_epoch, self.recipe.training.epochs):
+            order = self.order(epoch)
+            index = order.to(self.device)
+            began, skipped = time.monotonic(), first_step
+            for step in range(first_step, self.steps):
+                batch = index[step * self.batch_size : (step + 1) * self.batch_size]
+                self.engine.step(self.train, self.ranks.share(batch), epoch, step)
+                shown.at(epoch, step)
+                if self.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0:
+                    self._check(order, epoch)
+                    if self._is_over(deadline):
+                        self._save(epoch, step + 1, order)
+                        return "stopped"
+                    if self._is_over(saved + self.checkpoint_seconds):
+                        self._save(epoch, step + 1, order)
+                        saved = time.monotonic()
+            first_step = 0
+            self._end_epoch(epoch, order, time.monotonic() - began, 1 - skipped / self.steps, shown)
+            saved = time.monotonic()
+            if epoch + 1 < self.recipe.training.epochs and self._is_over(deadline):
+                return "stopped"
+        return "finished"
+
+    def _is_over(self, deadline: float | None) -> bool:
+        return deadline is not None and self.ranks.any(time.monotonic() >= deadline, self.device)
+
+    def _end_epoch(self, epoch: int, order: Tensor, seconds: float, share: float, shown: Progress) -> None:
+        self._check(order, epoch)
+        row: dict[str, Any] = {"epoch": epoch, "lr": self.engine.optimizer.param_groups[0]["lr"], **self.engine.numbers()}
+        if (epoch + 1) % self.recipe.training.evaluate_every == 0 or epoch + 1 == self.recipe.training.epochs:
+            with self.engine.averaged() as classifier, self.engine.autocast():
+                row["test_accuracy"] = accuracy(classifier, self.test)
+        self.engine.hooks.on_epoch_end(epoch, row)
+        # An epoch that was interrupted counts only the part done now, scaled to a whole one.
+        row["seconds"] = seconds / max(share, 1e-9)
+        self._rows.append(row)
+        self.engine.reset_sums()
+        self._save(epoch + 1, 0, order)
+        if self.ranks.is_first:
+            files.write_metrics(self.directory, self._rows)
+        shown.epoch(row)
+
+    def _check(self, order: Tensor, epoch: int) -> None:
+        step = int(self.engine.first_bad)
+        if not self.ranks.any(step >= 0, self.device):
+            return
+        inputs = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        self._diverged(
+            f"The loss is not finite at epoch {epoch + 1}, step {step + 1} (inputs {_some(inputs)} of the training split)."
+        )
+
+    def _diverged(self, what: str) -> None:
+        path = self.directory / files.CHECKPOINT
+        kept = f" The last good checkpoint is kept: {path}." if path.exists() else ""
+        raise TrainingDivergedError(
+            what,
+            cause="A learning rate that is too large, or bad values in that batch.",
+            fix=f"Lower [optimizer] lr, add warmup, or set clip_norm.{kept}",
+        )
+
+    def _save(self, epoch: int, step: int, order: Tensor) -> None:
+        """Write a checkpoint at which ``epoch`` and ``step`` are the next ones; never one with weights that are not finite."""
+        if step:
+            self._check(order, epoch)
+        if not self.engine.is_finite():
+            self._diverged(f"A weight is not finite after epoch {epoch if not step else epoch + 1}.")
+        if self.ranks.is_first:
+            state = {
+                "recipe": to_toml(self.recipe),
+                "epoch": epoch,
+                "step": step,
+                "seconds": self._seconds(),
+                "engine": self.engine.state(),
+            }
+            files.save_checkpoint(self.directory, state)
+
+    def _seconds(self) -> float:
+        return self._spent + time.monotonic() - self._began
+
+    def _finish(self, status: str) -> TrainingResult:
+        with self.engine.averaged() as classifier:
+            record = self._record(status)
+            if self.ranks.is_first:
+                record["weights"] = files.save_model(self.directory, classifier.module)
+                files.write_atomically(self.directory / files.RECIPE, to_toml(self.recipe).encode())
+                if self._rows:
+                    files.plot_curves(self.directory, self._rows, self.recipe.name)
+                files.write_record(self.directory, record)
+        if self.engine.average:
+            with torch.no_grad():
+                for tensor, value in zip(self.engine._averaged(), self.engine.average, strict=True):
+                    tensor.copy_(value)
+        self.engine.classifier.eval()
+        return TrainingResult(status, self.engine.classifier, self.directory, self._rows, record)
+
+    def _record(self, status: str) -> dict[str, Any]:
+        recipe, last = self.recipe, self._rows[-1] if self._rows else {}
+        return {
+            "name": recipe.name,
+            "status": status,
+            "epochs": len(self._rows),
+            "epochs_planned": recipe.training.epochs,
+            "minutes": round(self._seconds() / 60, 3),
+            "device": files.device_name(self.device),
+            "ranks": self.ranks.world,
+            "seed": recipe.seed,
+            "recipe_sha256": recipe.sha256(),
+            "versions": files.versions(),
+            "architecture": {
+                "name": recipe.model.architecture,
+                "arguments": dict(recipe.model.arguments),
+                "num_classes": self.train.num_classes,
+            },
+            "input": {
+                "shape": list(self.train.input_size),
+                "mean": None if recipe.model.mean is None else list(recipe.model.mean),
+                "std": None if recipe.model.std is None else list(recipe.model.std),
+            },
+            "images": {"train": len(self.train), "test": len(self.test)},
+            "last_epoch": dict(last),
+        }
+
+
+def build_classifier(recipe: Recipe, table: ImageTable, module: nn.Module | None = None) -> Classifier:
+    """Return the recipe's network, initialised from its seed, with the normalisation inside."""
+    settings = recipe.model
+    if module is None:
+        from rsplugins.models import architectures
+
+        with torch.random.fork_rng():
+            torch.manual_seed(derived_seed(recipe.seed))
+            module = architectures.build(settings.architecture, num_classes=table.num_classes, **settings.arguments)
+    return Classifier(
+        module,
+        mean=settings.mean,
+        std=settings.std,
+        input_size=table.input_size,
+        num_classes=table.num_classes,
+        source=recipe.name,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; ``"auto"`` is a GPU when there is one.
+
+    Raises:
+        ParameterError: not a device, or not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ParameterError(f"There is no device {name!r}.", fix="Use auto, cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ParameterError("There is no CUDA device on this machine.", fix="Use --device cpu.")
+    return device
+
+
+@torch.no_grad()
+def accuracy(classifier: nn.Module, table: ImageTable, batch_size: int = 500) -> float:
+    """Return the share of a table that is classified correctly, with the model as it is."""
+    right = torch.zeros((), device=table.labels.device)
+    for start in range(0, len(table), batch_size):
+        index = torch.arange(start, min(start + batch_size, len(table)), device=table.labels.device)
+        images, labels = table.take(index)
+        right += (classifier(images).argmax(1) == labels).sum()
+    return float(right) / len(table)
+
+
+def _some(values: Sequence[int], shown: int = 5) -> str:
+    text = ", ".join(map(str, values[:shown]))
+    return f"{text}, ... {len(values)} in all" if len(values) > shown else text
