@@ -68,6 +68,11 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of images (B, C, H, W) or videos (B, C, T, H, W). No range check: noise leaves [0, 1]."""
+        logits: Tensor = self.module(self.preprocess(x))
+        return logits
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Return what ``module`` is given: images resized, normalised and cast."""
         if self.resize is not None and tuple(x.shape[-2:]) != self.resize:
             x = _resize(x, self.resize)
         trailing = (1,) * (x.dim() - 2)
@@ -75,8 +80,7 @@ class Classifier(nn.Module):
             x = x - self.mean.to(x.dtype).view(-1, *trailing)
         if self.std is not None:
             x = x / self.std.to(x.dtype).view(-1, *trailing)
-        logits: Tensor = self.module(x.to(self.dtype))
-        return logits
+        return x.to(self.dtype)
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()

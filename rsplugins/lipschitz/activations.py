@@ -1,0 +1,116 @@
+"""Lipschitz constants of functions applied entry by entry: the largest slope, rounded up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from rsplugins.lipschitz.norms import up
+
+GELU = 1.128905
+r"""Slope of GELU: :math:`\Phi(x) + x \phi(x)` has derivative :math:`(2 - x^2) \phi(x)`, so it is largest at :math:`x = \sqrt 2`: 1.1289041..."""
+
+GELU_TANH = 1.129
+"""Slope of the tanh form of GELU; 1.1289930... near x = 1.4185 (largest slope on a fine grid, rounded up by far more than
+the square of the grid's step)."""
+
+SILU = 1.09984
+r"""Slope of SiLU, :math:`\sigma(x)(1 + x(1 - \sigma(x)))`, largest where :math:`x \tanh(x / 2) = 2`, at x = 2.39936: 1.0998394..."""
+
+MISH = 1.0885
+"""Slope of Mish, 1.0884981... near x = 1.4906 (found as for the tanh form of GELU)."""
+
+SELU = up(1.0507009873554805 * 1.6732632423543772)
+"""Slope of SELU just below zero: scale times alpha; above zero it is the scale, which is smaller."""
+
+
+def _constant(value: float) -> Callable[..., float]:
+    return lambda **_: value
+
+
+def _leaky(negative_slope: float = 0.01, **_: Any) -> float:
+    return max(1.0, abs(negative_slope))
+
+
+def _elu(alpha: float = 1.0, **_: Any) -> float:
+    return max(1.0, abs(alpha))
+
+
+def _gelu(approximate: str = "none", **_: Any) -> float:
+    return GELU if approximate == "none" else GELU_TANH
+
+
+def _softplus(beta: float = 1.0, threshold: float = 20.0, **_: Any) -> float | None:
+    # Above the threshold PyTorch returns x itself: a jump of log(1 + exp(-threshold)) / beta, below float32 rounding from 17 on.
+    return 1.0 if beta > 0 and threshold >= 17.0 else None
+
+
+SLOPES: dict[str, Callable[..., float | None]] = {
+    "relu": _constant(1.0),
+    "relu6": _constant(1.0),
+    "hardtanh": _constant(1.0),
+    "leaky_relu": _leaky,
+    "elu": _elu,
+    "celu": _constant(1.0),
+    "selu": _constant(SELU),
+    "gelu": _gelu,
+    "silu": _constant(SILU),
+    "mish": _constant(MISH),
+    "hardswish": _constant(1.5),
+    "hardsigmoid": _constant(up(1.0 / 6.0)),
+    "sigmoid": _constant(0.25),
+    "logsigmoid": _constant(1.0),
+    "tanh": _constant(1.0),
+    "tanhshrink": _constant(1.0),
+    "softsign": _constant(1.0),
+    "softshrink": _constant(1.0),
+    "softplus": _softplus,
+    "abs": _constant(1.0),
+    "neg": _constant(1.0),
+    "clamp": _constant(1.0),
+    "sin": _constant(1.0),
+    "cos": _constant(1.0),
+}
+"""By name: the slope, given the function's own settings; None when these settings have no bound."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "leaky_relu": ("negative_slope", "inplace"),
+    "elu": ("alpha", "inplace"),
+    "celu": ("alpha", "inplace"),
+    "softplus": ("beta", "threshold"),
+    "gelu": ("approximate",),
+}
+"""The settings that follow the input, in the order of the functional form."""
+
+MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardtanh: "hardtanh",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ELU: "elu",
+    nn.CELU: "celu",
+    nn.SELU: "selu",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.Mish: "mish",
+    nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Sigmoid: "sigmoid",
+    nn.LogSigmoid: "logsigmoid",
+    nn.Tanh: "tanh",
+    nn.Tanhshrink: "tanhshrink",
+    nn.Softsign: "softsign",
+    nn.Softshrink: "softshrink",
+    nn.Softplus: "softplus",
+}
+
+FUNCTIONS: dict[Any, str] = {getattr(F, name): name for name in SLOPES if hasattr(F, name)}
+
+
+def slope_of_module(module: nn.Module, name: str) -> float | None:
+    """Return the slope of an activation module, from its own settings."""
+    settings = {key: getattr(module, key) for key in OPTIONS.get(name, ()) if hasattr(module, key)}
+    return SLOPES[name](**settings)
