@@ -149,4 +149,4 @@ def image_tensor(pixels: Any) -> Tensor:
     """Return uint8 pixels, (H, W) or (H, W, C), as float32 (C, H, W) in [0, 1]."""
     array = np.asarray(pixels)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array)).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) / 255
