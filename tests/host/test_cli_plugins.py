@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -77,7 +78,9 @@ def test_table_is_readable_when_piped(crowd):
     end = next(number for number, line in enumerate(lines) if number > 2 and not line.strip())
     table, notes = lines[:end], "\n".join(lines[end:])
     assert max(map(len, table)) <= plugins.PIPED_WIDTH
-    rows = {line.split()[0]: line.split() for line in table if line.strip()}
+    rows = {}
+    for words in filter(None, map(str.split, table)):
+        rows.setdefault(words[0], words)  # certifiers come first
     assert rows["gaussian"][1:4] == ["certifier", "probabilistic", "l2"]
     assert rows["gaussian"][-1] == "active"
     assert rows["fine-but-a-long-name"][-3:] == ["fine", "2026.11.21", "active"]
@@ -115,14 +118,13 @@ def test_shortcut_leaves_the_rest_to_typer(line, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.slow
 def test_listing_takes_at_most_half_a_second():
-    import time
-
+    """Processor time, the least of three runs: wall-clock time on an idle machine, and the same on a busy one."""
     code = "from rsplugins.cli.main import main; import sys; sys.argv[1:] = ['plugins', 'list']; main()"
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) <= 0.5

@@ -70,6 +70,14 @@ def test_an_entry_point_to_a_module_that_does_not_exist(install):
     assert failed.fix.startswith("Correct the entry point")
 
 
+def test_a_plugin_object_that_breaks_on_inspection_fails_alone(install):
+    source = "class Odd:\n    def __dir__(self):\n        raise OSError('nothing to see')\nplugin = Odd()"
+    install("odd", source, value="odd:plugin")
+    with pytest.warns(RspluginsWarning, match="OSError: nothing to see"):
+        host = Host()
+    assert host.find("certifier", "gaussian").status is Status.ACTIVE
+
+
 def test_metadata_without_name_or_file_do_not_hide_a_plugin(install, good):
     site = install("lab", good("lab"))
     (site / "lab-1.2.dist-info" / "METADATA").unlink()
