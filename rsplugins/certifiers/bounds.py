@@ -1,0 +1,166 @@
+"""Certifiers from bounds of the network's margins: ``ibp``, ``crown-ibp``, ``crown``, ``alpha-crown``, ``etb``, ``sound-etb``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rsplugins.certificate import Claim, Evidence, Gathered, Norm
+from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+from rsplugins.classifier import Classifier
+from rsplugins.errors import ParameterError
+from rsplugins.lirpa import claims
+from rsplugins.lirpa.graph import Operators, check_module
+from rsplugins.lirpa.network import BoundNetwork
+from rsplugins.lirpa.search import Margins, Search, is_out_of_memory
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class BoundParameters(CertifierParameters):
+    """Parameters of the bound certifiers.
+
+    Attributes:
+        norm: of the ball, on raw [0, 1] pixels.
+        eps: the radius to verify; without it, the largest certified one is searched for by bisection.
+        max_eps: where the bisection starts; no larger radius is certified.
+        tolerance: how far the radius found may be below the largest one that the method certifies there.
+        clip: intersect the ball with the [0, 1] box, outside which there is no image.
+        dtype: which the bounds are computed in.
+    """
+
+    norm: Norm = Norm.LINF
+    eps: float | None = Field(default=None, gt=0)
+    max_eps: float = Field(default=0.5, gt=0)
+    tolerance: float = Field(default=1e-4, gt=0)
+    clip: bool = True
+    dtype: Literal["float64", "float32"] = "float64"
+
+
+class BoundCertifier(Certifier[BoundParameters]):
+    """Base of the bound certifiers: evidence is the clean logits and the margins' lower bounds around the radius found.
+
+    Raises:
+        ParameterError, UsageError, CheckpointError: by the constructor, when the model cannot be bounded; the layer is named.
+    """
+
+    Parameters = BoundParameters
+    method: ClassVar[str] = "ibp"
+    slack_dtype: ClassVar[str] = ""
+
+    def __init__(self, classifier: Classifier, parameters: BoundParameters, execution: Execution) -> None:
+        super().__init__(classifier, parameters, execution)
+        if execution.dtype != "float32":
+            raise ParameterError(
+                f"Bounds do not hold for a model run in {execution.dtype}.",
+                cause="they bound the network in exact arithmetic, of which bfloat16 is too coarse a copy.",
+                fix="Run this method with dtype float32.",
+            )
+        check_module(classifier)
+        self._network: BoundNetwork | None = None
+        self._search: Search | None = None
+        if classifier.input_size is not None:
+            self._prepare(torch.zeros(1, *classifier.input_size))
+
+    def operators(self) -> Operators:
+        """Return the custom operators that the network is bounded with."""
+        return {}
+
+    def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
+        """Yield logits and margins' lower bounds, a batch of inputs at a time."""
+        size = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
+        stream = iter(inputs)
+        while batch := list(islice(stream, size)):
+            start = time.perf_counter()
+            try:
+                found = self._evidence(torch.stack([item.image for item in batch]))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                text = f"out of memory with one input and one specification row at a time: {str(error).splitlines()[0]}"
+                yield from (Gathered(item.index, {}, 0, 0.0, error=text) for item in batch)
+                continue
+            seconds = (time.perf_counter() - start) / len(batch)
+            for item, evidence in zip(batch, found, strict=True):
+                yield Gathered(item.index, evidence, samples=0, seconds=seconds)
+
+    def _prepare(self, images: Tensor) -> tuple[BoundNetwork, Search]:
+        if self._network is None or self._search is None:
+            dtype = self.parameters.dtype
+            self._network = BoundNetwork(self.classifier, images, operators=self.operators(), dtype=DTYPES[dtype])
+            batch = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
+            self._search = Search(Margins(self._margins, batch), dtype, self.slack_dtype)
+        return self._network, self._search
+
+    def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
+        assert self._network is not None  # _prepare made it before the search that calls this
+        lower, _ = self._network.bounds(
+            images,
+            eps,
+            norm=self.parameters.norm,
+            method=self.method,
+            clip=self.parameters.clip,
+            specification=specification,
+            upper=False,
+        )
+        return lower
+
+    def _evidence(self, images: Tensor) -> list[dict[str, Any]]:
+        network, search = self._prepare(images)
+        context = torch.enable_grad() if self.method == "alpha-crown" else torch.no_grad()
+        with context:
+            logits = network.logits(images).detach()
+            self.classifier.check_logits(logits, batch=len(images))
+            p = self.parameters
+            if p.eps is not None:
+                return search.at(images, logits, p.eps)
+            return search.largest(images, logits, p.max_eps, p.tolerance)
+
+
+class Ibp(BoundCertifier):
+    """Interval bound propagation. DETERMINISTIC."""
+
+    @staticmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """See :func:`rsplugins.lirpa.claims.ibp`."""
+        return claims.ibp(evidence, parameters)
+
+
+class CrownIbp(BoundCertifier):
+    """CROWN for the margins, interval bounds in between. DETERMINISTIC."""
+
+    method = "crown-ibp"
+
+    @staticmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """See :func:`rsplugins.lirpa.claims.crown_ibp`."""
+        return claims.crown_ibp(evidence, parameters)
+
+
+class Crown(BoundCertifier):
+    """CROWN throughout. DETERMINISTIC."""
+
+    method = "crown"
+
+    @staticmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """See :func:`rsplugins.lirpa.claims.crown`."""
+        return claims.crown(evidence, parameters)
+
+
+class AlphaCrown(BoundCertifier):
+    """CROWN with slopes optimised for each input. DETERMINISTIC; slow."""
+
+    method = "alpha-crown"
+    slack_dtype = "float32"
+
+    @staticmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """See :func:`rsplugins.lirpa.claims.alpha_crown`."""
+        return claims.alpha_crown(evidence, parameters)

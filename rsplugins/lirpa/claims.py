@@ -1,0 +1,112 @@
+"""The claims of the bound certifiers, read out of margins' lower bounds; imports no torch.
+
+Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
+
+    {"logits": [K numbers],
+     "certified": {"eps": 0.031, "margins": [K - 1 lower bounds]} or None,
+     "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None}
+
+``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not a
+number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
+
+SLACK = {"float64": 1e-10, "float32": 1e-5}
+"""What a margin must exceed, relative to 1 + the largest logit: far more than the rounding of a bound in that dtype."""
+
+ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dtype} with a relative slack of {slack:g}"
+
+
+def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
+    """Whether every margin exceeds the slack.
+
+    Args:
+        margins: lower bounds; None where a bound is not a number.
+        logits: of the clean input; they set the scale of the slack.
+        dtype: ``"float64"`` or ``"float32"``, which the bounds were computed in.
+
+    Example:
+        >>> is_certified([0.1, 2.0], [3.0, 1.0, 0.0], "float64"), is_certified([0.1, None], [3.0, 1.0, 0.0], "float64")
+        (True, False)
+        >>> is_certified([0.0, 2.0], [3.0, 3.0, 0.0], "float64")
+        False
+    """
+    slack = SLACK[dtype] * (1.0 + max(abs(value) for value in logits))
+    return all(margin is not None and margin > slack for margin in margins)
+
+
+def bounds_claim(
+    evidence: Evidence,
+    parameters: Mapping[str, Any],
+    *,
+    rule: str,
+    guarantee: Guarantee = Guarantee.DETERMINISTIC,
+    dtype: str = "",
+) -> Claim:
+    """The largest eps in the evidence at which every margin is positive.
+
+    Args:
+        evidence: see the module.
+        parameters: of the certifier: ``norm`` and ``dtype``.
+        rule: what the bounds rest on.
+        guarantee: of the bounds.
+        dtype: which the bounds were computed in, when it is not the parameter.
+
+    Returns:
+        The claim; radius 0.0 with the clean prediction when nothing is certified, which is true of any classifier.
+
+    Example:
+        >>> evidence = {"logits": [3.0, 1.0], "certified": {"eps": 0.25, "margins": [0.5]}, "refuted": {"eps": 0.26, "margins": [-0.1]}}
+        >>> claim = bounds_claim(evidence, {"norm": "linf", "dtype": "float64"}, rule="ibp")
+        >>> claim.prediction, claim.radius, str(claim.guarantee)
+        (0, 0.25, 'deterministic')
+    """
+    logits, dtype = evidence["logits"], dtype or parameters["dtype"]
+    found = [entry for entry in (evidence["certified"], evidence["refuted"]) if entry is not None]
+    radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
+    return Claim(
+        prediction=logits.index(max(logits)),
+        radius=float(radius),
+        guarantee=guarantee,
+        norm=Norm(parameters["norm"]),
+        alpha=None,
+        rule=rule,
+        assumptions=(ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype]),),
+    )
+
+
+def ibp(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """Interval bound propagation: Gowal et al. (ICCV 2019), with the last layer merged into the margins."""
+    return bounds_claim(evidence, parameters, rule="ibp/gowal-2019")
+
+
+def crown_ibp(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """CROWN margins over intermediate interval bounds: Zhang et al. (ICLR 2020)."""
+    return bounds_claim(evidence, parameters, rule="crown-ibp/zhang-2020")
+
+
+def crown(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """Linear relaxation backwards through the network: Zhang et al. (NeurIPS 2018); Xu et al. (NeurIPS 2020)."""
+    return bounds_claim(evidence, parameters, rule="crown/zhang-2018")
+
+
+def alpha_crown(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """CROWN with optimised slopes: Xu et al. (ICLR 2021). Release 0.3 returns float32, so that slack applies."""
+    return bounds_claim(evidence, parameters, rule="alpha-crown/xu-2021", dtype="float32")
+
+
+def sound_etb(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """Expected tight bounds plus the correction of the unstable neurons, intersected with interval bounds."""
+    return bounds_claim(evidence, parameters, rule="sound-etb")
+
+
+def etb(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """Expected tight bounds: Alsubaihi et al. (arXiv 1905.12418). Not sound: an estimate, never a certificate."""
+    rule = f"etb/alsubaihi-2021 ({parameters.get('variant', 'blocks')})"
+    return bounds_claim(evidence, parameters, rule=rule, guarantee=Guarantee.ESTIMATE)

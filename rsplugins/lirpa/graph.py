@@ -1,0 +1,192 @@
+"""From a module to auto-LiRPA's graph of it, with every reason why that cannot work said in words."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.errors import CheckpointError, ParameterError, UsageError
+from rsplugins.lirpa.compat import bridge_auto_lirpa, exporter_settings_kept
+from rsplugins.lirpa.layers import nearest_supported
+
+Operators = Mapping[str, type]
+"""ONNX operator name -> auto-LiRPA Bound class, as ``custom_ops`` takes them."""
+
+_MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def bounded(module: nn.Module, example: Tensor, operators: Operators | None = None) -> Any:
+    """Return auto-LiRPA's ``BoundedModule`` of a module, checked to compute the same function at several batch sizes.
+
+    The parameters are shared, not copied, so bounds are differentiable with respect to them.
+
+    Args:
+        module: from (B, ...) to (B, K).
+        example: one or more inputs of the module; values do not matter, shape, dtype and device do.
+        operators: custom operators, such as ``{"onnx::Gemm": EtbLinear}``; they apply to this BoundedModule alone.
+
+    Raises:
+        UsageError: dropout or batch normalisation in training mode, or a trace that depends on the batch size.
+        CheckpointError: weights that are not finite.
+        ParameterError: a layer auto-LiRPA does not support; names it and the nearest supported one.
+    """
+    check_module(module)
+    lirpa = bridge_auto_lirpa()
+    pair = example[:1].detach().expand(2, *example.shape[1:]).contiguous()
+    with _without_dropout(module), exporter_settings_kept(), quiet():
+        try:
+            graph = lirpa.BoundedModule(module, pair, device=pair.device, custom_ops=dict(operators or {}))
+        except NotImplementedError as error:
+            raise unsupported(module, pair, operators, error) from error
+        except Exception as error:
+            _check_batch_sizes(module, None, pair, error)
+            raise unsupported(module, pair, operators, error) from error
+        if not module.training:
+            graph.eval()
+        _check_batch_sizes(module, graph, pair)
+    return graph
+
+
+def check_module(module: nn.Module) -> None:
+    """Check that a module computes one function of its input alone, with finite numbers.
+
+    Raises:
+        UsageError: dropout or batch normalisation in training mode.
+        CheckpointError: naming the first tensor that has NaN or infinite values.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, _MODE_DEPENDENT) and layer.training:
+            raise UsageError(
+                f"Layer {name or '(the model)'} ({type(layer).__name__}) is in training mode.",
+                cause="its output then depends on chance or on the other inputs of the batch, and no bound holds.",
+                fix="Call eval() on the model first.",
+            )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            count = int((~tensor.isfinite()).sum())
+            raise CheckpointError(
+                f"Weight {name} has {count} values that are NaN or infinite.",
+                cause="training diverged, or the checkpoint is damaged.",
+                fix="Load another checkpoint.",
+            )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep auto-LiRPA's prints and log lines off standard output, which belongs to the command's own result."""
+    logger = logging.getLogger("auto_LiRPA.utils")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    # Release 0.3 puts a whole model into training mode when it sees dropout, although dropout in eval mode is the identity.
+    replaced = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.modules.dropout._DropoutNd)
+    ]
+    for parent, name, _ in replaced:
+        setattr(parent, name, nn.Identity().eval())
+    try:
+        yield
+    finally:
+        for parent, name, child in replaced:
+            setattr(parent, name, child)
+
+
+def _check_batch_sizes(module: nn.Module, graph: Any, pair: Tensor, cause: Exception | None = None) -> None:
+    """Compare the graph with the module on batches of 1, 2 and 3 inputs; without a graph, only run the module on them."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand((3, *pair.shape[1:]), generator=generator, dtype=torch.float64).to(pair)
+    with torch.no_grad():
+        for batch in (2, 1, 3):
+            try:
+                expected = module(values[:batch])
+                same = len(expected) == batch
+                if same and graph is not None:
+                    found = graph(values[:batch])
+                    same = _agree(found, expected)
+            except Exception as error:
+                raise _batch_error(batch) from error
+            if not same:
+                raise _batch_error(batch) from cause
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-3
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def _batch_error(batch: int) -> UsageError:
+    return UsageError(
+        f"The model's trace depends on the batch size: it was recorded with 2 inputs and is wrong for {batch}.",
+        cause="a batch size fixed in forward(), such as x.view(32, -1), or a Python branch on values or on len(x).",
+        fix="Write x.flatten(1) or x.view(x.shape[0], -1), and replace Python branches by tensor operations.",
+    )
+
+
+def unsupported(module: nn.Module, example: Tensor, operators: Operators | None, cause: Exception) -> ParameterError:
+    """Return the error that names the layer of a module which auto-LiRPA does not support, and the nearest one it does."""
+    operations = _unsupported_operations(module, example, operators)
+    if not operations:
+        return ParameterError(
+            f"auto-LiRPA cannot bound this model: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}",
+            cause="a layer, or an option of one, that it does not support.",
+            fix="Use Linear, Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten and additions.",
+        )
+    operation = operations[0]
+    layer = _layer_of(module, example, operators, operation)
+    return ParameterError(
+        f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
+        cause="the operator is not in this release of auto-LiRPA, and no plugin brings it.",
+        fix=f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
+    )
+
+
+def _unsupported_operations(module: nn.Module, example: Tensor, operators: Operators | None) -> list[str]:
+    from auto_LiRPA import bound_general
+    from auto_LiRPA.bound_op_map import bound_op_map
+    from auto_LiRPA.parse_graph import parse_module
+
+    try:
+        nodes = parse_module(module, (example,))[0]
+    except Exception:  # the layer cannot even be traced; the caller reports the first error
+        return []
+    known = {*bound_op_map, *(operators or {})}
+    names = [node.op for node in nodes]
+    return [name for name in names if name not in known and not hasattr(bound_general, f"Bound{name.split('::')[-1]}")]
+
+
+def _layer_of(module: nn.Module, example: Tensor, operators: Operators | None, operation: str) -> str:
+    """Find the leaf layer that brings an operator, by tracing each one alone on what it was given."""
+    given: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: given.setdefault(name, inputs[0]))  # type: ignore[misc]
+        for name, layer in module.named_modules()
+        if not any(True for _ in layer.children())
+    ]
+    try:
+        with torch.no_grad():
+            module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, x in given.items():
+        layer = module.get_submodule(name)
+        if operation in _unsupported_operations(layer, x, operators):
+            return f"{name!r} ({type(layer).__name__})"
+    return f"in forward() of {type(module).__name__}"

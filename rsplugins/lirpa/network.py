@@ -1,0 +1,176 @@
+"""Bounds of a classifier's outputs over a ball of raw pixels, by any of auto-LiRPA's methods."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.certificate import Norm
+from rsplugins.errors import ParameterError
+from rsplugins.lirpa.compat import bridge_auto_lirpa
+from rsplugins.lirpa.graph import Operators, bounded, quiet, unsupported
+
+ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+"""auto-LiRPA's methods, loosest and cheapest first."""
+
+
+class BoundNetwork:
+    """A model, traced once, that answers "between what and what are its outputs over this ball?".
+
+    A Classifier's normalisation is not traced: the ball is mapped through it instead. Boxes map exactly. The image of an l2 or l1
+    ball under a different scale for each channel lies in the ball of radius eps / min(std), which is what is bounded. This keeps
+    the first layer next to the input, which is where interval bounds of l2 and l1 balls are tight, and where auto-LiRPA's
+    propagation of them is sound: it drops the ball at a subtraction.
+
+    Args:
+        model: a Classifier or any module from (B, ...) to (B, K), in eval mode where that matters.
+        example: one or more raw inputs, for their shape.
+        operators: custom operators of this network alone; see :func:`rsplugins.lirpa.graph.bounded`.
+        dtype: when given, a copy of the model in this dtype is bounded; otherwise the model itself, its parameters shared, so
+            that bounds can be trained through.
+
+    Raises:
+        UsageError, CheckpointError, ParameterError: see :func:`rsplugins.lirpa.graph.bounded`.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Tensor, *, operators: Operators | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        if dtype is not None:
+            model = copy.deepcopy(model).to(dtype)
+        parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
+        self.dtype, self.device = dtype or parameter.dtype, parameter.device
+        self._module, self._mean, self._std = _split(model, self.dtype)
+        self._operators = dict(operators or {})
+        self._example = self._normalise(example[:1].to(self.device, self.dtype))
+        self.graph = bounded(self._module, self._example, self._operators)
+        self._starts_affine = _starts_affine(self.graph)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) in this network's dtype."""
+        output: Tensor = self._module(self._normalise(images.to(self.device, self.dtype)))
+        return output
+
+    def bounds(
+        self,
+        images: Tensor,
+        eps: float | Tensor,
+        *,
+        norm: Norm = Norm.LINF,
+        method: str = "ibp",
+        clip: bool = False,
+        specification: Tensor | None = None,
+        upper: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return lower and upper bounds of the outputs over the ball of radius eps around each image.
+
+        Args:
+            images: (B, ...), raw pixels.
+            eps: radius on raw pixels, >= 0; a number, or one for each image, shape (B,).
+            norm: of the ball.
+            method: one of :data:`METHODS`.
+            clip: intersect the ball with the [0, 1] box. Exact for linf. For l2 and l1 the better of two sound bounds is taken:
+                over the ball, and over the linf ball of the same radius intersected with the box.
+            specification: (B, S, K); the bounds are then of specification @ logits. Without it, of the logits.
+            upper: whether the upper bound is wanted; None stands in its place otherwise.
+
+        Returns:
+            lower (B, S or K) and upper of the same shape.
+
+        Raises:
+            ParameterError: eps below 0, an unknown method, or a layer without bounds for it.
+        """
+        if method not in METHODS:
+            raise ParameterError(f"There is no bound method {method!r}.", fix=f"Use one of: {', '.join(METHODS)}.")
+        images = images.to(self.device, self.dtype)
+        radius = torch.as_tensor(eps, device=self.device, dtype=self.dtype).expand(len(images))
+        if not bool((radius >= 0).all()):
+            raise ParameterError(f"eps is {float(radius.min()):g}; expected a number of at least 0.")
+        specification = None if specification is None else specification.to(self.device, self.dtype)
+        arguments = {"method": method, "specification": specification, "upper": upper}
+        # A ball around a point lies in the box around it, so the box is always a sound stand-in.
+        if norm is Norm.LINF or not self._starts_affine:
+            return self._over_box(images, radius, clip, **arguments)
+        found = self._over_ball(images, radius, norm, **arguments)
+        return _tighter(found, self._over_box(images, radius, True, **arguments)) if clip else found
+
+    def _over_box(self, images: Tensor, radius: Tensor, clip: bool, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+        width = radius.view(-1, *(1,) * (images.dim() - 1))
+        low, high = images - width, images + width
+        if clip:
+            # Inputs that lie outside the box themselves stay inside their own ball.
+            low, high = torch.maximum(low, images.clamp(max=0)), torch.minimum(high, images.clamp(min=1))
+        low, high = self._normalise(low), self._normalise(high)
+        lirpa = bridge_auto_lirpa()
+        ball = lirpa.PerturbationLpNorm(norm=math.inf, eps=float(radius.max()), x_L=low, x_U=high)
+        return self._compute(lirpa.BoundedTensor((low + high) / 2, ball), **arguments)
+
+    def _over_ball(self, images: Tensor, radius: Tensor, norm: Norm, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+        scale = 1.0 if self._std is None else float(self._std.min())
+        lirpa = bridge_auto_lirpa()
+        # auto-LiRPA takes one radius for a batch in these norms, so inputs of equal radius go together.
+        lowers: dict[int, Tensor] = {}
+        uppers: dict[int, Tensor] = {}
+        specification = arguments.pop("specification")
+        for value in radius.unique().tolist():
+            rows = (radius == value).nonzero().flatten()
+            ball = lirpa.PerturbationLpNorm(norm=ORDERS[norm], eps=value / scale)
+            center = lirpa.BoundedTensor(self._normalise(images[rows]), ball)
+            low, high = self._compute(center, specification=None if specification is None else specification[rows], **arguments)
+            lowers.update(zip(rows.tolist(), low, strict=True))
+            if high is not None:
+                uppers.update(zip(rows.tolist(), high, strict=True))
+        lower = torch.stack([lowers[row] for row in range(len(images))])
+        return lower, torch.stack([uppers[row] for row in range(len(images))]) if uppers else None
+
+    def _compute(self, center: Any, *, method: str, specification: Tensor | None, upper: bool) -> tuple[Tensor, Tensor | None]:
+        try:
+            with quiet():
+                low, high = self.graph.compute_bounds(
+                    x=(center,), C=specification, method=method, bound_lower=True, bound_upper=upper or method == "ibp"
+                )
+        except (NotImplementedError, AssertionError) as error:
+            raise unsupported(self._module, self._example, self._operators, error) from error
+        return low, high if upper else None
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        trailing = (1,) * (images.dim() - 2)
+        if self._mean is not None:
+            images = images - self._mean.view(-1, *trailing)
+        if self._std is not None:
+            images = images / self._std.view(-1, *trailing)
+        return images
+
+
+def _split(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Tensor | None, Tensor | None]:
+    """Take a Classifier apart into its network and its normalisation; leave other modules whole."""
+    from rsplugins.classifier import Classifier
+
+    if not isinstance(model, Classifier) or model.resize is not None:
+        return model, None, None
+    mean, std = (None if values is None else values.to(dtype) for values in (model.mean, model.std))
+    return model.module, mean, std
+
+
+def _starts_affine(graph: Any) -> bool:
+    """Whether every path from the input meets a linear or convolution layer first, but for flattening."""
+    from auto_LiRPA.bound_ops import BoundConv, BoundFlatten, BoundLinear, BoundReshape, BoundShape
+
+    def good(name: str) -> bool:
+        node = graph[name]
+        if isinstance(node, (BoundFlatten, BoundReshape)):
+            return bool(node.output_name) and all(good(following) for following in node.output_name)
+        return isinstance(node, (BoundConv, BoundLinear, BoundShape))  # a shape carries no bounds
+
+    roots = [graph[name] for name, index in zip(graph.input_name, graph.input_index, strict=True) if index is not None]
+    return all(good(name) for root in roots for name in root.output_name)
+
+
+def _tighter(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    upper = None if a[1] is None or b[1] is None else torch.minimum(a[1], b[1])
+    return torch.maximum(a[0], b[0]), upper
