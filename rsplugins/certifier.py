@@ -84,6 +84,15 @@ class Certifier(ABC, Generic[P]):
         self.parameters = parameters
         self.execution = execution
 
+    def check_images(self, images: Tensor) -> None:
+        """Check the images that a user passed in, (N, C, H, W) or (N, C, T, H, W), before anything is run.
+
+        Raises:
+            InputValueError: outside [0, 1], not finite, wrong dtype or shape. A certifier that takes other sizes than the
+                classifier's own overrides this.
+        """
+        self.classifier.check_images(images)
+
     @abstractmethod
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield the evidence for each input, in the order of ``inputs``, each as soon as it is known.

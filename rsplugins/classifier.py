@@ -96,16 +96,20 @@ class Classifier(nn.Module):
         """The dtype of the first floating parameter or buffer; float32 when there is none. Inputs are cast to it."""
         return next((tensor.dtype for tensor in self._tensors() if tensor.is_floating_point()), torch.float32)
 
-    def check_images(self, x: Tensor) -> None:
+    def check_images(self, x: Tensor, *, any_size: bool = False) -> None:
         """Check images that a user passed in, and learn ``num_classes`` from them when nobody has said it.
+
+        Args:
+            x: images (N, C, H, W) or videos (N, C, T, H, W).
+            any_size: allow another size than ``input_size``, for certifiers that cut windows of that size out of the images.
 
         Raises:
             InputValueError: not a floating tensor, wrong shape or channel order, not finite, or outside [0, 1].
             OutputValueError: when the model, run to learn ``num_classes``, does not return logits.
         """
-        checks.check_shape(x, self.input_size, self._channels())
+        checks.check_shape(x, None if any_size else self.input_size, self._channels())
         checks.check_values(x)
-        if self.num_classes is None and len(x) > 0:
+        if self.num_classes is None and len(x) > 0 and not any_size:
             self.num_classes = self._probe(x[:1])
 
     def check_logits(self, logits: Any, batch: int | None = None) -> None:

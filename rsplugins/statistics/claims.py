@@ -103,6 +103,11 @@ def gaussian(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
 
 
 def gaussian_soft(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+    """The claim of the certifier ``gaussian-soft``; see :func:`soft_claim`."""
+    return soft_claim(evidence, parameters)
+
+
+def soft_claim(evidence: Evidence, parameters: Mapping[str, Any], *, divide_by: float = 1.0) -> Claim:
     r"""The claim of soft smoothing: :math:`G_c(x) = E_z[s_c(x + z)]` for scores s in [0, 1], such as class probabilities.
 
     :math:`\Phi^{-1}(G_c)` is :math:`1/\sigma`-Lipschitz in l2 (Salman et al., NeurIPS 2019, lemma 2), which gives two rules:
@@ -121,6 +126,7 @@ def gaussian_soft(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
             count as 0); ``"bounded"`` needs K and every class.
         parameters: ``sigma``, ``alpha``, ``n0``, ``n``; ``bound``, ``"empirical-bernstein"`` (default) or ``"hoeffding"``;
             ``runner_up``.
+        divide_by: as in :func:`vote_radius`.
 
     Raises:
         RunError: when the evidence contradicts itself or the parameters, or lacks what the rule needs.
@@ -129,7 +135,7 @@ def gaussian_soft(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
     Example:
         >>> estimation = {"n": 10_000, "sums": {"3": 9_500.0}, "squares": {"3": 9_100.0}}
         >>> evidence = {"selection": {"n": 100, "sums": {"3": 95.0, "5": 5.0}}, "estimation": estimation}
-        >>> claim = gaussian_soft(evidence, {"sigma": 0.25, "alpha": 0.001, "n0": 100, "n": 10_000})
+        >>> claim = soft_claim(evidence, {"sigma": 0.25, "alpha": 0.001, "n0": 100, "n": 10_000})
         >>> claim.prediction, round(claim.radius, 4)
         (3, 0.3992)
     """
@@ -147,13 +153,13 @@ def gaussian_soft(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
     if rule == "complement":
         _check_complement(sums, n)
         p_lower = _score_bounds(bound, sums, squares, chosen, n, parameters["alpha"])[0]
-        radius = radius_from_one_bound(p_lower, parameters["sigma"])
+        radius = radius_from_one_bound(p_lower, parameters["sigma"], divide_by=divide_by)
     else:
         classes = _check_all_classes(evidence, sums)
         share = bonferroni(parameters["alpha"], classes=classes)
         p_lower = _score_bounds(bound, sums, squares, chosen, n, share)[0]
         others = (_score_bounds(bound, sums, squares, other, n, share)[1] for other in range(classes) if other != chosen)
-        radius = radius_from_two_bounds(p_lower, max(others, default=0.0), parameters["sigma"])
+        radius = radius_from_two_bounds(p_lower, max(others, default=0.0), parameters["sigma"], divide_by=divide_by)
     return _claim(chosen, radius, parameters, f"{SALMAN}, {bound}, runner-up {rule}")
 
 
