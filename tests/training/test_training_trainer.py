@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_cases import recipe, small_net, table
+
+from rsplugins.errors import ParameterError, RunError
+from rsplugins.training import Gairat, GaussianAugmentation, Trainer, TrainingDivergedError, hookimpl
+from rsplugins.training.engine import derived_seed
+from rsplugins.training.trainer import accuracy, choose_device
+
+
+def _trainer(out, hooks=(), settings=None, **training):
+    return Trainer(
+        settings or recipe(**training),
+        out,
+        train=table(),
+        test=table(12, seed=3),
+        module=small_net(batch_norm=True),
+        hooks=hooks,
+        device="cpu",
+        quiet=True,
+    )
+
+
+class Interrupting:
+    """Stops the run at a step, as a kill would, and counts what it has seen."""
+
+    def __init__(self, at=None):
+        self.at, self.steps = at, 0
+
+    @hookimpl
+    def instance_weights(self, batch):
+        if self.steps == self.at:
+            raise KeyboardInterrupt
+        self.steps += 1
+        return torch.full((len(batch.labels),), 1.0 + self.steps / 100)
+
+    @hookimpl
+    def state(self):
+        return {"steps": self.steps}
+
+    @hookimpl
+    def load_state(self, state):
+        self.steps = state["steps"]
+
+
+class Noisy(torch.nn.Module):
+    """Has dropout, whose masks come from torch's default generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(small_net(batch_norm=True), torch.nn.Dropout(0.2))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("at", [0, 7, 10, 13])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, at, ema):
+    def run(out, stop=None):
+        trainer = Trainer(
+            recipe(ema=ema),
+            out,
+            train=table(),
+            test=table(12, seed=3),
+            module=Noisy(),
+            hooks=[GaussianAugmentation(sigma=0.1), Interrupting(stop)],
+            device="cpu",
+            quiet=True,
+            checkpoint_seconds=0.0 if at % 2 else 60.0,
+        )
+        return trainer.fit()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", at)
+    torch.manual_seed(99)
+    resumed = run(tmp_path / "cut")
+    for a, b in zip(whole.classifier.state_dict().values(), resumed.classifier.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in result.metrics] for result in (whole, resumed)]
+    assert strip[0] == strip[1]
+    assert [row["epoch"] for row in resumed.metrics] == [0, 1, 2]
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_a_usable_model_and_its_record(tmp_path):
+    result = _trainer(tmp_path, [Gairat(eps=0.05, steps=2, burn_in=1)], epochs=6).fit()
+    assert result.status == "finished"
+    assert result.metrics[-1]["test_accuracy"] == accuracy(result.classifier, table(12, seed=3)) > 0.9
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["device"] == "cpu"
+    assert record["recipe_sha256"] == recipe(epochs=6).sha256()
+    assert (record["seed"], record["epochs"], record["images"]) == (0, 6, {"train": 40, "test": 12})
+    assert record["weights"]["bytes"] == (tmp_path / "model.safetensors").stat().st_size
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert "kappa" in rows[-1]
+    fresh = small_net(seed=9, batch_norm=True)
+    fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    fresh.eval()
+    images, _ = table(12, seed=3).take(torch.arange(12))
+    assert torch.equal(fresh((images - 0.3) / 0.25), result.classifier(images))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_time_budget_ends_cleanly_and_the_same_call_goes_on(tmp_path):
+    result = _trainer(tmp_path).fit(time_budget=0.0)
+    assert result.status == "stopped"
+    assert (tmp_path / "model.safetensors").exists()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    again = _trainer(tmp_path).fit()
+    assert again.status == "finished"
+    whole = _trainer(tmp_path / "whole").fit()
+    for a, b in zip(whole.classifier.state_dict().values(), again.classifier.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Exploding:
+    """A loss that is NaN at one step."""
+
+    @hookimpl
+    def loss(self, batch, weights):
+        self.count = getattr(self, "count", 0) + 1
+        return batch.logits.sum() * (float("nan") if self.count == 8 else 0.0)
+
+
+def test_a_nan_loss_names_the_batch_and_keeps_the_last_good_checkpoint(tmp_path):
+    trainer = _trainer(tmp_path, [Exploding()])
+    with pytest.raises(TrainingDivergedError, match="epoch 2, step 3") as caught:
+        trainer.fit()
+    named = [int(word.strip(",")) for word in str(caught.value).split("inputs ")[1].split()[:5]]
+    assert named == trainer.order(1)[16:21].tolist()
+    assert str(tmp_path / "checkpoint.pt") in str(caught.value)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 0)
+    assert all(value.isfinite().all() for value in state["engine"]["model"].values())
+
+
+def test_another_recipe_in_the_same_directory_is_refused_with_the_difference(tmp_path):
+    _trainer(tmp_path, epochs=1).fit()
+    with pytest.raises(RunError, match="epochs = 1; \\+ epochs = 2"):
+        _trainer(tmp_path, epochs=2).fit()
+
+
+def test_a_damaged_checkpoint_is_said(tmp_path):
+    _trainer(tmp_path, epochs=1).fit()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RunError, match="cannot be read"):
+        _trainer(tmp_path, epochs=1).fit()
+
+
+def test_averaged_weights_are_what_is_saved(tmp_path):
+    trainer = _trainer(tmp_path, epochs=2, ema=0.9)
+    average = None
+    step = trainer.engine.step
+
+    def watch(*arguments):
+        nonlocal average
+        step(*arguments)
+        own = trainer.engine.classifier.module[0].weight.detach().clone()
+        done = trainer.engine.updates
+        decay = min(0.9, (1 + done) / (10 + done))
+        average = decay * (average if average is not None else start) + (1 - decay) * own
+
+    start = trainer.engine.classifier.module[0].weight.detach().clone()
+    trainer.engine.step = watch
+    trainer.fit()
+    assert torch.allclose(load_file(tmp_path / "model.safetensors")["0.weight"], average, atol=1e-6)
+
+
+def test_seeds_change_the_run_and_nothing_else_does(tmp_path):
+    def weights(out, **training):
+        return torch.cat([w.flatten() for w in _trainer(tmp_path / out, **training).fit().classifier.parameters()])
+
+    torch.manual_seed(1)
+    one = weights("a", epochs=1)
+    torch.manual_seed(2)
+    assert torch.equal(one, weights("b", epochs=1))
+    assert len({derived_seed(0, 1), derived_seed(1, 0), derived_seed(0, 1, 0), derived_seed(0, 10)}) == 4
+
+
+def test_bfloat16_and_compile_free_layouts_train(tmp_path):
+    result = _trainer(tmp_path, precision="bfloat16", channels_last=False, epochs=6).fit()
+    assert next(result.classifier.parameters()).dtype == torch.float32
+    assert result.metrics[-1]["test_accuracy"] > 0.9
+
+
+def test_unknown_devices_are_refused():
+    with pytest.raises(ParameterError, match="no device"):
+        choose_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ParameterError, match="CUDA"):
+            choose_device("cuda")
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from training_cases import recipe, small_net, table
+from rsplugins.training import Trainer
+torch.set_num_threads(1)
+Trainer(recipe(epochs=int(sys.argv[3])), sys.argv[2], train=table(), test=table(12, seed=3), module=small_net(batch_norm=True),
+        hooks=[], device="cpu", checkpoint_seconds=0.0, quiet=True).fit()
+"""
+
+
+def _start(out, epochs):
+    return subprocess.Popen([sys.executable, "-c", KILLED, str(Path(__file__).parent), str(out), str(epochs)])
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_many_moments(tmp_path):
+    epochs = 60
+    assert _start(tmp_path / "whole", epochs).wait() == 0
+    for _ in range(6):
+        process = _start(tmp_path / "killed", epochs)
+        before = (tmp_path / "killed/checkpoint.pt").stat().st_mtime if (tmp_path / "killed/checkpoint.pt").exists() else 0
+        while process.poll() is None:
+            path = tmp_path / "killed/checkpoint.pt"
+            if path.exists() and path.stat().st_mtime > before:
+                time.sleep(0.11)
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait()
+    assert _start(tmp_path / "killed", epochs).wait() == 0
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+RANKED = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from training_cases import recipe, small_net, table
+from rsplugins.training import Trainer
+from rsplugins.training.recipe import DataSettings
+import dataclasses
+torch.set_num_threads(1)
+settings = dataclasses.replace(recipe(epochs=2), data=DataSettings(name="digits"))
+trainer = Trainer(settings, sys.argv[2], train=table(), test=table(12, seed=3), module=small_net(), hooks=[], device="cpu", quiet=True)
+trainer.fit()
+torch.save(trainer.engine.classifier.state_dict(), f"{sys.argv[2]}/rank{trainer.ranks.rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(tmp_path):
+    script = tmp_path / "ranked.py"
+    script.write_text(RANKED)
+    here = str(Path(__file__).parent)
+    (tmp_path / "two").mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*launch, str(script), here, str(tmp_path / "two")], check=True, timeout=200)
+    subprocess.run([sys.executable, str(script), here, str(tmp_path / "one")], check=True, timeout=200)
+    ranks = [torch.load(tmp_path / f"two/rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone = load_file(tmp_path / "one/model.safetensors")
+    for name, value in ranks[0].items():
+        assert torch.equal(value, ranks[1][name])
+        assert torch.allclose(value, alone[name.removeprefix("module.")], atol=1e-5)
