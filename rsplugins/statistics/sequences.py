@@ -66,6 +66,8 @@ def sequence_lower(successes: npt.ArrayLike, trials: npt.ArrayLike, alpha: float
         0.9909
     """
     alpha = check_alpha(alpha)
+    if type(successes) is int and type(trials) is int and 0 <= successes <= trials > 0:  # as a run of claims has them
+        return _lower_scalar(successes, trials, alpha)
     k, t = check_counts(successes, trials)
     if k.ndim == 0 and t.ndim == 0:
         return _lower_scalar(float(k), float(t), alpha)
@@ -187,7 +189,7 @@ def decide_all(successes: int, trials: int, radii: Iterable[float], **options: A
 
 @lru_cache(maxsize=65536)
 def _lower_scalar(k: float, t: float, alpha: float) -> float:
-    return float(_lower(k, t, alpha))
+    return float(_lower(float(k), float(t), alpha))
 
 
 def _lower(k: Any, t: Any, alpha: float) -> Any:

@@ -86,6 +86,12 @@ def test_two_nearly_equal_bounds_do_not_gain_from_cancellation(p):
         assert 0 <= radius_from_two_bounds(top, other, 1.0) <= truth
 
 
+def test_a_relative_billionth_is_taken_off_whatever_the_radius():
+    for p in (0.5001, 0.6, 0.9, 0.999, 1 - 1e-6):
+        assert radius_from_one_bound(p, 0.3) <= 0.3 * exact_quantile(mpmath.mpf(p)) * (1 - mpmath.mpf(0.99e-9))
+        assert radius_from_two_bounds(p, 1 - p, 0.3) <= 0.3 * exact_quantile(mpmath.mpf(p)) * (1 - mpmath.mpf(0.99e-9))
+
+
 def check_printing(printed):
     """Assert that a printed radius is never above the radius, over 12 common pairs of sigma and n."""
     risen = 0
