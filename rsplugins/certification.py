@@ -1,0 +1,258 @@
+"""``rsplugins.certify``: certificates for a batch of images, and the steps that it shares with runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from rsplugins.certificate import Certificate, Claim, Gathered, Guarantee, Norm
+from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+from rsplugins.errors import ParameterError, PluginError, UsageError, did_you_mean
+from rsplugins.host import CertifierDescriptor, Entry, get_host, guard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rsplugins.classifier import Classifier
+
+
+def certify(
+    classifier: Classifier,
+    x: Tensor,
+    method: str = "gaussian",
+    *,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+    channels_last: bool | None = None,
+    progress: bool = False,
+    **parameters: Any,
+) -> list[Certificate]:
+    """Certify a batch of images with one method.
+
+    Args:
+        classifier: from :func:`rsplugins.wrap` or :func:`rsplugins.load`.
+        x: images, a float tensor (N, C, H, W), or videos (N, C, T, H, W), on raw [0, 1] pixels; moved to the classifier's device.
+        method: a certifier's name; ``rsplugins plugins list`` shows them.
+        seed: noise is a function of (seed, index, sample number) alone.
+        indices: the inputs' stable indices, so that a subset gives the same results as the whole; 0 .. N-1 by default.
+        batch_size: images a forward pass, or ``"auto"``. Results do not depend on it.
+        dtype: ``"float32"`` or ``"bfloat16"``; part of the function that is certified.
+        compile: use ``torch.compile``; part of the function that is certified.
+        channels_last: memory layout; None chooses.
+        progress: show progress on standard error.
+        parameters: the certifier's own, such as ``sigma=0.25, n0=100, n=10_000, alpha=0.001``.
+
+    Returns:
+        One certificate an input, in order.
+
+    Raises:
+        UsageError: ``classifier`` is not a Classifier.
+        InputValueError: ``x`` is outside [0, 1], not finite, or has the wrong shape or dtype.
+        ParameterError: a parameter has the wrong name or value, or no outcome could certify anything.
+        UnknownNameError, PluginError: the method does not exist, or failed.
+    """
+    check_classifier(classifier)
+    execution = check_execution(
+        Execution(seed=seed, batch_size=batch_size, dtype=dtype, compile=compile, channels_last=channels_last)
+    )
+    entry = get_host().find("certifier", method)
+    classifier.check_images(x)
+    order = _check_indices(indices, len(x))
+    certifier = prepare(entry, classifier, parameters, execution)
+    claim = entry.load_claim()
+    values = certifier.parameters.model_dump(mode="json")
+    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile}
+    from rsplugins.runs.progress import Silent, for_stream
+
+    shown = for_stream() if progress else Silent()
+    certificates: list[Certificate] = []
+    with shown.task(method, len(order)) as advance:
+        for gathered in run_certifier(entry, certifier, zip(order, x, strict=True)):
+            with guard(entry, "while it read a claim from evidence"):
+                said = None if gathered.error is not None else claim(gathered.evidence, values)
+            certificates.append(certificate_from(gathered, said, entry, parameters=values, function=function))
+            advance()
+    if len(certificates) != len(order):
+        raise PluginError(f"The {entry.label} returned {len(certificates)} results for {len(order)} inputs.")
+    return certificates
+
+
+def check_classifier(classifier: Any) -> None:
+    """Raise a UsageError that says what to do, unless this is a Classifier."""
+    from torch.nn import Module
+
+    from rsplugins.classifier import Classifier
+
+    if isinstance(classifier, Classifier):
+        return
+    fix = "wrap it: rsplugins.wrap(module, mean=..., std=..., input_size=(C, H, W))"
+    if isinstance(classifier, str):
+        fix = f"load it: rsplugins.load({classifier!r})"
+    kind = type(classifier).__name__
+    cause = "certificates are about raw [0, 1] pixels, so normalisation must lie inside the model; wrap() puts it there"
+    raise UsageError(
+        f"certify needs a Classifier, not {'the module ' if isinstance(classifier, Module) else ''}{kind}.", cause=cause, fix=fix
+    )
+
+
+def check_execution(execution: Execution) -> Execution:
+    """Return how to run the model, checked.
+
+    Raises:
+        ParameterError: a value that is not allowed.
+    """
+    is_count = isinstance(execution.batch_size, int) and not isinstance(execution.batch_size, bool)
+    if not (execution.batch_size == "auto" or (is_count and int(execution.batch_size) >= 1)):
+        raise ParameterError(f'batch_size is {execution.batch_size!r}; allowed: "auto", or a whole number of at least 1.')
+    if not isinstance(execution.seed, int) or execution.seed < 0:
+        raise ParameterError(f"seed is {execution.seed!r}; allowed: a whole number of at least 0.")
+    if execution.dtype not in ("float32", "bfloat16"):
+        raise ParameterError(f'dtype is {execution.dtype!r}; allowed: "float32", "bfloat16".')
+    return execution
+
+
+def _check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
+    if indices is None:
+        return list(range(count))
+    order = [int(index) for index in indices]
+    if len(order) != count:
+        raise ParameterError(f"indices has {len(order)} entries for {count} inputs; give one for each.")
+    if len(set(order)) != count or min(order, default=0) < 0:
+        raise ParameterError("indices must be different from each other, and not negative: noise depends on the index.")
+    return order
+
+
+def parse_parameters(model: type[CertifierParameters], values: Mapping[str, Any], method: str) -> CertifierParameters:
+    """Validate a certifier's parameters.
+
+    Raises:
+        ParameterError: naming the parameter, the value given, and what is allowed; with a did-you-mean for a wrong name.
+
+    Example:
+        >>> class Parameters(CertifierParameters):
+        ...     sigma: float = 0.25
+        >>> parse_parameters(Parameters, {"sgima": 1.0}, "gaussian")
+        Traceback (most recent call last):
+        ...
+        rsplugins.errors.ParameterError: The certifier 'gaussian' has no parameter 'sgima'. Did you mean 'sigma'?
+          next step: Use one of: sigma.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise _parameter_error(error, model, method) from None
+
+
+def _parameter_error(error: ValidationError, model: type[CertifierParameters], method: str) -> ParameterError:
+    known = list(model.model_fields)
+    problems = error.errors()
+    unknown = next((problem for problem in problems if problem["type"] == "extra_forbidden"), None)
+    if unknown is not None:
+        name = str(unknown["loc"][0])
+        return ParameterError(
+            f"The certifier {method!r} has no parameter {name!r}.{did_you_mean(name, known)}",
+            fix=f"Use one of: {', '.join(known)}." if known else "It takes no parameters.",
+        )
+    lines = []
+    for problem in problems:
+        name = ".".join(map(str, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if problem["type"] == "missing":
+            lines.append(f"{name} is missing")
+        elif name:
+            lines.append(f"{name} is {problem['input']!r}; allowed: {message}")
+        else:
+            lines.append(message)
+    return ParameterError(f"The certifier {method!r} cannot run with these parameters: {'; '.join(lines)}.")
+
+
+def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any], execution: Execution) -> Certifier[Any]:
+    """Import a certifier and make it ready to run.
+
+    Raises:
+        PluginUnavailableError, PluginError: it cannot be imported, or is no Certifier.
+        ParameterError: its parameters are wrong, or it does not fit the classifier.
+        UsageError: the classifier is in training mode.
+    """
+    kind = certifier_class(entry)
+    classifier.check_ready()
+    with guard(entry, "while it checked its parameters"):
+        parsed = parse_parameters(kind.Parameters, parameters, entry.name)
+    with guard(entry, "while it was set up"):
+        return kind(classifier, parsed, execution)
+
+
+def certifier_class(entry: Entry) -> type[Certifier[Any]]:
+    """Import a certifier's class.
+
+    Raises:
+        PluginUnavailableError, PluginError: it cannot be imported, or is no Certifier.
+    """
+    kind = entry.load()
+    if not (isinstance(kind, type) and issubclass(kind, Certifier)):
+        raise PluginError(
+            f"The {entry.label} is no certifier: its factory is {kind!r}.", fix="Derive it from rsplugins.Certifier."
+        )
+    return kind
+
+
+def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tuple[int, Tensor]]) -> Iterator[Gathered]:
+    """Run a certifier over indexed images, guarded, and check that it answers for each input in order.
+
+    Args:
+        entry: the plugin to blame.
+        certifier: from :func:`prepare`.
+        images: (index, image) pairs, consumed lazily.
+
+    Raises:
+        PluginError: the certifier failed, or returned something else than it was asked for.
+    """
+    device = certifier.classifier.device
+    asked: list[int] = []
+
+    def inputs() -> Iterator[Input]:
+        for index, image in images:
+            asked.append(index)
+            yield Input(index, image.to(device))
+
+    with guard(entry, "while certifying"):
+        for position, gathered in enumerate(certifier.gather(inputs())):
+            if position >= len(asked) or gathered.index != asked[position]:
+                raise PluginError(
+                    f"The {entry.label} returned input {gathered.index} out of order.", fix="Report it to its authors."
+                )
+            yield gathered
+
+
+def certificate_from(
+    gathered: Gathered, claim: Claim | None, entry: Entry, *, parameters: Mapping[str, Any], function: Mapping[str, Any]
+) -> Certificate:
+    """Put a certificate together from evidence and the claim read out of it; no claim means that the input failed."""
+    descriptor = entry.descriptor
+    if claim is None:
+        known = isinstance(descriptor, CertifierDescriptor)
+        guarantee = descriptor.guarantee if known else Guarantee.ESTIMATE  # type: ignore[union-attr]
+        norm = descriptor.norms[0] if known else Norm.L2  # type: ignore[union-attr]
+        claim = Claim(None, 0.0, guarantee, norm, None, "")
+    return Certificate(
+        index=gathered.index,
+        method=entry.name,
+        prediction=claim.prediction,
+        radius=0.0 if claim.prediction is None else claim.radius,
+        guarantee=claim.guarantee,
+        norm=claim.norm,
+        alpha=claim.alpha,
+        samples=gathered.samples,
+        seconds=gathered.seconds,
+        evidence=gathered.evidence,
+        parameters=parameters,
+        function=function,
+        rule=claim.rule,
+        assumptions=claim.assumptions,
+        error=gathered.error,
+    )

@@ -1,0 +1,131 @@
+"""What commands print: warnings as one line, tables for a terminal, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rsplugins.errors import ParameterError
+
+if TYPE_CHECKING:
+    from rsplugins.runs.scoring import Run
+
+PIPED_WIDTH = 120
+RADII = 4
+
+
+def say(text: str) -> None:
+    """Print a line to standard error."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON to standard output."""
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201
+
+
+def plain_warnings() -> None:
+    """Show warnings of this package as one line on standard error, without a source line."""
+    from rsplugins.errors import RspluginsWarning
+
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, RspluginsWarning):
+            say(f"rsplugins: {message}")
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", RspluginsWarning)
+
+
+def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Read ``key=value`` texts; a value is JSON where it can be, else the text itself.
+
+    Raises:
+        ParameterError: there is no ``=``, or a key comes twice.
+
+    Example:
+        >>> parse_settings(["sigma=0.25", "gaussian.n=1000", "kind=soft"], "--set")
+        {'sigma': 0.25, 'gaussian.n': 1000, 'kind': 'soft'}
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ParameterError(f"{option} {text!r} is not key=value.", fix=f"write {option} sigma=0.25")
+        if key in settings:
+            raise ParameterError(f"{option} {key}=... is given twice.", fix="give it once")
+        try:
+            settings[key] = json.loads(value.replace("_", "") if value.replace("_", "").isdigit() else value)
+        except ValueError:
+            settings[key] = {"True": True, "False": False, "None": None}.get(value, value)
+    return settings
+
+
+def print_runs(runs: Sequence[Run]) -> None:
+    """Print one table of runs: certified numbers by norm, then estimates under a heading of their own."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from rsplugins.runs.tables import group_runs, run_names
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("method", "guarantee"):
+        table.add_column(heading, no_wrap=heading == "method")
+    for heading in ("inputs", "abstain", "accuracy", "ACR"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _ in range(RADII):
+        table.add_column("", justify="right", no_wrap=True)
+    labels = dict(zip(map(id, runs), run_names(runs), strict=True))
+    for title, members in group_runs(runs).items():
+        _add_group(table, title, members, labels)
+    width = None if sys.stdout.isatty() else max(PIPED_WIDTH, shutil.get_terminal_size().columns)
+    console = Console(width=width, highlight=False)
+    console.print(table)
+    console.print(
+        "accuracy and r=...: percent of all inputs that are right with at least that radius on raw [0, 1] pixels; "
+        "ACR: mean radius over all inputs, 0 where wrong or abstained; n and sigma are in the report",
+        style="dim",
+    )
+
+
+def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str]) -> None:
+    from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
+    from rsplugins.runs.tables import ESTIMATES, guarantee_label, percent
+    from rsplugins.runs.tsv import round_down
+
+    grid = radius_grid(max(summarise(run)["largest_radius"] for run in members))[1:]
+    grid = [grid[len(grid) * k // RADII] for k in range(RADII)] if len(grid) > RADII else grid
+    style = "bold yellow" if title.startswith(ESTIMATES) else "bold green"
+    table.add_row(title, *[""] * 5, *[f"r={radius:g}" for radius in grid], style=style)
+    for run in members:
+        summary = summarise(run)
+        total = max(1, summary["inputs"])
+        inputs = f"{summary['inputs']}" + (f" ({summary['failed']} failed)" if summary["failed"] else "")
+        cells = [labels[id(run)], guarantee_label(run), inputs, f"{100 * summary['abstention_rate']:.1f}"]
+        cells += [percent(summary["correct"], total), round_down(average_radius(run.rows), 4)]
+        table.add_row(*cells, *[percent(certified_count(run.rows, radius), total) for radius in grid])
+    table.add_section()
+
+
+def shown_path(path: Path) -> str:
+    """Return a path relative to the current directory where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

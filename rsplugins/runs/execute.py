@@ -1,0 +1,172 @@
+"""Run a certifier over a data set into a run directory: resumable, and shared among shards."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsplugins.certifier import Certifier
+from rsplugins.errors import ParameterError, RunError
+from rsplugins.host import Entry
+from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
+from rsplugins.runs.merge import finish
+from rsplugins.runs.progress import Progress, Silent
+from rsplugins.runs.record import Record, Writer, read_records, shard_name
+from rsplugins.runs.scoring import Run, open_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rsplugins.classifier import Classifier
+    from rsplugins.data import Dataset
+
+Shard = tuple[int, int]
+
+
+def parse_shard(text: str) -> Shard:
+    """Read ``i/n``: shard i of n, counted from 0.
+
+    Raises:
+        ParameterError: not of that form, or i is not in 0 .. n-1.
+
+    Example:
+        >>> parse_shard("0/4")
+        (0, 4)
+    """
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ParameterError(
+            f"The shard is {text!r}; allowed: i/n with i from 0 to n-1.",
+            cause="shards are counted from 0, so the last of four is 3/4",
+            fix="use 0/4, 1/4, 2/4, 3/4 on four machines",
+        )
+    return int(first), int(second)
+
+
+def build_manifest(
+    entry: Entry,
+    certifier: Certifier[Any],
+    dataset: Dataset,
+    indices: Sequence[int],
+    *,
+    model: str = "",
+    data: str = "",
+    command: Sequence[str] = (),
+) -> Manifest:
+    """Describe a run before it starts.
+
+    Args:
+        entry: the certifier's plugin.
+        certifier: prepared.
+        dataset: where the inputs come from.
+        indices: which inputs, in order.
+        model: the model's reference as the user gave it.
+        data: the data set's reference as the user gave it.
+        command: the command line.
+    """
+    classifier, execution = certifier.classifier, certifier.execution
+    described, origin = classifier.describe(), dataset.describe()
+    return Manifest(
+        method=entry.name,
+        parameters=certifier.parameters.model_dump(mode="json"),
+        seed=execution.seed,
+        dtype=execution.dtype,
+        compile=execution.compile,
+        model={"reference": model or described["source"], **described},
+        data={"reference": data or origin["name"], **origin},
+        selection=Selection.of(indices),
+        execution={"batch_size": execution.batch_size, "channels_last": execution.channels_last, **_device(classifier)},
+        versions=versions(),
+        plugin={"distribution": entry.distribution, "version": entry.version},
+        command=list(command),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _device(classifier: Classifier) -> dict[str, Any]:
+    import torch
+
+    device = classifier.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}
+
+
+def execute(
+    entry: Entry,
+    certifier: Certifier[Any],
+    dataset: Dataset,
+    indices: Sequence[int],
+    directory: Path,
+    *,
+    shard: Shard | None = None,
+    progress: Progress | None = None,
+    model: str = "",
+    data: str = "",
+    command: Sequence[str] = (),
+    conclude: bool = True,
+) -> Run:
+    """Certify the selected inputs that have no record yet, append a record for each, and write what follows from them.
+
+    Args:
+        entry: the certifier's plugin, from ``get_host().find("certifier", name)``.
+        certifier: from :func:`rsplugins.certification.prepare`.
+        dataset: where the inputs come from.
+        indices: which inputs, in order.
+        directory: the run directory; made when it does not exist, resumed when it holds this run.
+        shard: (i, n) takes the inputs at positions i, i + n, i + 2n, ...; whichever shard ends last merges.
+        progress: where to show progress.
+        model: the model's reference, for the manifest.
+        data: the data set's reference, for the manifest.
+        command: the command line, for the manifest.
+        conclude: whether to merge and to write results once all inputs are there; ranks that agree at the end leave it to one.
+
+    Returns:
+        The run as it now is; ``missing`` names inputs that other shards still owe.
+
+    Raises:
+        UsageError: the directory holds a run with other parameters; the text lists each as ``key: old -> new``.
+        RunError: another process writes the same records.
+    """
+    write_manifest(directory, build_manifest(entry, certifier, dataset, indices, model=model, data=data, command=command))
+    own = list(indices) if shard is None else list(indices[shard[0] :: shard[1]])
+    path = directory / shard_name(shard)
+    if path.exists() or _owed(directory, own):  # the writer also repairs a torn line after the last record that is owed
+        with Writer(path) as writer:
+            todo = _owed(directory, own)
+            task = (progress or Silent()).task(_title(entry, shard), len(own), len(own) - len(todo))
+            _certify(entry, certifier, dataset, todo, writer, task)
+    return finish(directory) if conclude else open_run(directory)
+
+
+def _owed(directory: Path, own: Sequence[int]) -> list[int]:
+    known = read_records(directory, say_torn=False)
+    return [index for index in own if index not in known]
+
+
+def _title(entry: Entry, shard: Shard | None) -> str:
+    return entry.name if shard is None else f"{entry.name} {shard[0]}/{shard[1]}"
+
+
+def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Sequence[int], writer: Writer, task: Any) -> None:
+    from rsplugins.certification import run_certifier
+
+    labels: dict[int, int] = {}
+
+    def images() -> Iterator[tuple[int, Tensor]]:
+        for index in todo:
+            image, labels[index] = dataset[index]
+            certifier.classifier.check_images(image[None])
+            yield index, image
+
+    answered = 0
+    with task as advance:
+        for gathered in run_certifier(entry, certifier, images()):
+            label = labels.pop(gathered.index)
+            writer.append(Record(gathered.index, label, gathered.evidence, gathered.samples, gathered.seconds, gathered.error))
+            answered += 1
+            advance()
+    if answered != len(todo):
+        raise RunError(f"The {entry.label} returned {answered} results for {len(todo)} inputs.", fix="Report it to its authors.")

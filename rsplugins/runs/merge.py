@@ -1,0 +1,77 @@
+"""Bring the records of shards together, and write what follows from a complete set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rsplugins.errors import UsageError
+from rsplugins.runs.files import exclusive, lock, write_whole
+from rsplugins.runs.manifest import Manifest, difference, read_manifest, write_manifest
+from rsplugins.runs.output import write_numbers, write_pages
+from rsplugins.runs.record import RECORDS, Record, add, read_file, read_records, record_files, to_lines
+from rsplugins.runs.scoring import Run, open_run
+
+
+def finish(directory: Path, *, pages: bool = True) -> Run:
+    """Merge shards when all inputs have records, and write results, summary and, when ``pages``, the curve and the report."""
+    with exclusive(directory):
+        manifest = read_manifest(directory)
+        records = read_records(directory, say_torn=False)
+        wanted = manifest.selection.indices()
+        complete = all(index in records for index in wanted)
+        files = record_files(directory)
+        if complete and (files != [directory / RECORDS] or list(records) != wanted):
+            with _locked(files):
+                _write(directory, manifest, records)
+        run = open_run(directory)
+        if complete or files == [directory / RECORDS]:
+            write_numbers(run)
+            if pages:
+                write_pages(run)
+    return run
+
+
+def merge(directories: Sequence[Path], out: Path) -> Run:
+    """Merge runs with the same identity, each with some of the records, into one directory.
+
+    Args:
+        directories: run directories, such as the shards' on several machines, or one that holds the files of all shards.
+        out: where to; may be one of them.
+
+    Raises:
+        UsageError: they are not parts of one run; the text lists the difference.
+        RunError: a shard is still being written, or two records contradict each other.
+    """
+    first = read_manifest(directories[0])
+    union: dict[int, Record] = {}
+    for directory in directories:
+        changed = difference(first, read_manifest(directory))
+        if changed:
+            raise UsageError(f"{directory} is not a part of the run {directories[0]}:\n    " + "\n    ".join(changed))
+        with _locked(record_files(directory)):
+            for path in record_files(directory):
+                add(union, read_file(path).records, path)
+    manifest = write_manifest(out, first)
+    with exclusive(out), _locked(record_files(out)):
+        add(union, read_records(out, say_torn=False).values(), out)
+        _write(out, manifest, union)
+    return finish(out)
+
+
+def _write(directory: Path, manifest: Manifest, records: dict[int, Record]) -> None:
+    """Write the main file in the order of the selection, then drop the shards' files, whose records it holds."""
+    wanted = [records[index] for index in manifest.selection.indices() if index in records]
+    write_whole(directory / RECORDS, "".join(to_lines(wanted)))
+    for path in record_files(directory):
+        if path.name != RECORDS:
+            path.unlink()
+
+
+@contextmanager
+def _locked(files: Sequence[Path]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for path in files:
+            lock(stack.enter_context(path.open("rb")), path)
+        yield

@@ -1,0 +1,117 @@
+"""Figures of runs, drawn with matplotlib's Figure objects: no global state, no display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from rsplugins.runs.scoring import Run
+from rsplugins.runs.summary import summarise
+from rsplugins.runs.tables import run_names
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_INK, _FAINT = "#2b2f36", "#d9dce1"
+
+
+def caption(run: Run) -> str:
+    """Return the settings that a curve depends on, n, alpha and sigma among them, as far as the method has them.
+
+    Example: ``sigma=0.25, n=10,000, alpha=0.001``.
+    """
+    summary = summarise(run)
+    parts = [f"sigma={summary['sigma']:g}"] if isinstance(summary["sigma"], (int, float)) else []
+    if isinstance(summary["n"], int):
+        parts.append(f"n={summary['n']:,}")
+    if summary["dataset_alpha"] is not None:
+        parts.append(f"alpha={summary['dataset_alpha']:g} over all inputs")
+    elif summary["alpha"] is not None:
+        parts.append(f"alpha={summary['alpha']:g}")
+    return ", ".join(parts)
+
+
+def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Figure:
+    """Draw certified accuracy against the radius, one curve a run, over all of its inputs.
+
+    Args:
+        runs: with one norm and on one side of the line between certificates and estimates (estimates are drawn dashed).
+        names: of the curves; by default :func:`~rsplugins.runs.tables.run_names`.
+    """
+    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    axes = figure.add_subplot()
+    summaries = [summarise(run) for run in runs]
+    end = max((summary["largest_radius"] for summary in summaries), default=0.0) * 1.04 or 1.0
+    for number, (run, summary, name) in enumerate(zip(runs, summaries, names or run_names(runs), strict=True)):
+        radii = sorted(row.radius for row in run.rows if row.correct)
+        total = max(1, len(run.rows))
+        # The rate of inputs with radius >= r falls by one input just after each radius.
+        xs = [0.0, *radii, *([radii[-1]] if radii else []), end]
+        ys = [(len(radii) - k) / total for k in range(len(radii))]
+        label = ": ".join(filter(None, (name, caption(run))))
+        style = "-" if summary["certifies"] else (0, (5, 2))
+        axes.step(
+            xs,
+            [len(radii) / total, *ys, 0.0, 0.0],
+            where="pre",
+            color=COLOURS[number % 8],
+            linestyle=style,
+            linewidth=1.8,
+            label=label,
+        )
+    certifies = any(summary["certifies"] for summary in summaries)
+    norm = next((summary["norm"] for summary in summaries if summary["norm"]), "")
+    axes.set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
+    axes.set_ylabel("certified accuracy" if certifies else "accuracy at the estimated radius")
+    axes.set_xlim(0, end)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
+    inputs = ", ".join(sorted({f"{summary['inputs']:,}" for summary in summaries}))
+    place = " on ".join(str(summaries[0][key]) for key in ("model", "data") if summaries[0][key]) if summaries else ""
+    axes.set_title(", ".join(filter(None, (place, f"{inputs} inputs"))), loc="left", fontsize=10, color=_INK)
+    return figure
+
+
+def radius_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Figure:
+    """Draw the distribution of the radii of each run, right and wrong predictions apart, with the abstentions counted.
+
+    An average hides it: a few very easy inputs can carry an average certified radius.
+    """
+    figure = Figure(figsize=(7.2, 0.7 + 1.35 * len(runs)), layout="constrained")
+    end = max((row.radius for run in runs for row in run.rows), default=0.0) * 1.02 or 1.0
+    grid = figure.subplots(len(runs), 1, squeeze=False, sharex=True)
+    for axes, run, name in zip(grid[:, 0], runs, names or run_names(runs), strict=True):
+        summary = summarise(run)
+        right = [row.radius for row in run.rows if row.correct]
+        wrong = [row.radius for row in run.rows if row.prediction is not None and not row.correct]
+        bins = [end * k / 40 for k in range(41)]
+        labels = [f"right ({len(right)})", f"wrong ({len(wrong)})"]
+        axes.hist([right, wrong], bins=bins, stacked=True, color=[COLOURS[0], COLOURS[1]], label=labels)
+        _plain(axes)
+        axes.set_title(name, loc="left", fontsize=9.5, color=_INK)
+        text = f"abstained {summary['abstained']}, failed {summary['failed']}"
+        axes.set_title(text, loc="right", fontsize=8.5, color="#6b7280")
+        axes.set_ylabel("inputs", fontsize=8.5)
+        axes.legend(frameon=False, fontsize=8, loc="upper right")
+    norm = next((summarise(run)["norm"] for run in runs if summarise(run)["norm"]), "")
+    grid[-1, 0].set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
+    return figure
+
+
+def _plain(axes: object) -> None:
+    axes.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
+    axes.spines[["left", "bottom"]].set_color("#9aa0a8")  # type: ignore[attr-defined]
+    axes.grid(color=_FAINT, linewidth=0.6)  # type: ignore[attr-defined]
+    axes.set_axisbelow(True)  # type: ignore[attr-defined]
+    axes.tick_params(colors=_INK, labelsize=9, length=3)  # type: ignore[attr-defined]
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """Return a figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()

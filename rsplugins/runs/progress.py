@@ -1,0 +1,108 @@
+"""Progress on standard error: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TextIO
+
+Advance = Callable[[], None]
+
+
+class Progress(Protocol):
+    """Shows how far a task is."""
+
+    def task(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+        """Start a task of ``total`` inputs, ``done`` of which were done before; the function it gives is called once an input."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """Start a task."""
+        yield lambda: None
+
+
+class Lines:
+    """Prints a plain line about every ten seconds and at the end, for logs.
+
+    Args:
+        stream: where to.
+        every: seconds between lines.
+        clock: returns the time in seconds; replaced in tests.
+    """
+
+    def __init__(self, stream: TextIO, every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self.every, self.clock = stream, every, clock
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """Start a task."""
+        begun = said = self.clock()
+        fresh = 0
+
+        def advance() -> None:
+            nonlocal said, fresh
+            fresh += 1
+            if self.clock() - said >= self.every:
+                said = self.clock()
+                self._say(title, done + fresh, total, fresh / max(said - begun, 1e-9))
+
+        yield advance
+        self._say(title, done + fresh, total, fresh / max(self.clock() - begun, 1e-9))
+
+    def _say(self, title: str, done: int, total: int, rate: float) -> None:
+        left = f", {format_left((total - done) / rate)} left" if rate > 0 and done < total else ""
+        speed = f", {rate:.3g} inputs/s" if rate > 0 else ""
+        print(f"{title}: {done}/{total} inputs{speed}{left}", file=self.stream, flush=True)
+
+
+def format_left(seconds: float) -> str:
+    """Print a time that is left.
+
+    Example:
+        >>> format_left(42.4), format_left(3723)
+        ('42 s', '1:02:03')
+    """
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+class Bar:
+    """Draws a bar with inputs a second and the time left."""
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """Start a task."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        begun, fresh = time.monotonic(), 0
+        with RichProgress(*columns, console=Console(stderr=True)) as bar:
+            number = bar.add_task(title, total=total, completed=done, rate="")
+
+            def advance() -> None:
+                nonlocal fresh
+                fresh += 1
+                rate = f"{fresh / max(time.monotonic() - begun, 1e-9):.3g} inputs/s"
+                bar.update(number, advance=1, rate=rate)
+
+            yield advance
+
+
+def for_stream(stream: TextIO | None = None) -> Progress:
+    """Return a bar when the stream (standard error by default) is a terminal, plain lines otherwise."""
+    stream = sys.stderr if stream is None else stream
+    return Bar() if stream.isatty() else Lines(stream)

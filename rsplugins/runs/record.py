@@ -1,0 +1,180 @@
+"""Records: the evidence for each input, one JSON line each, appended and flushed as it is known.
+
+A run directory holds ``records.jsonl`` and, while shards work, ``records-I-of-N.jsonl``. What a reader sees is their union.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from rsplugins.errors import RspluginsWarning, RunError
+from rsplugins.runs.files import lock
+
+RECORDS = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The evidence for one input.
+
+    Attributes:
+        index: the input's stable index in its data set.
+        label: its true class.
+        evidence: plain JSON values, enough to recompute the claim; empty when ``error`` is set.
+        samples: forward passes spent on it.
+        seconds: wall-clock time spent on it.
+        error: why the input failed, when it failed.
+    """
+
+    index: int
+    label: int
+    evidence: Mapping[str, Any]
+    samples: int
+    seconds: float
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON, without the line end."""
+        return json.dumps(self.__dict__, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Record:
+        """Read a record back.
+
+        Raises:
+            ValueError: when the line is not a record.
+
+        Example:
+            >>> record = Record(3, 1, {"votes": {"1": 10}}, 10, 0.5)
+            >>> Record.from_json(record.to_json()) == record
+            True
+        """
+        try:
+            fields = json.loads(line)
+            record = cls(**fields)
+            good = isinstance(record.index, int) and isinstance(record.label, int) and isinstance(record.evidence, dict)
+        except TypeError as error:
+            raise ValueError(f"not a record: {error}") from None
+        if not good:
+            raise ValueError("not a record: index, label or evidence has the wrong type")
+        return record
+
+    def result(self) -> tuple[object, ...]:
+        """Return everything but the time: what two runs with the same parameters agree on."""
+        return self.index, self.label, dict(self.evidence), self.samples, self.error
+
+
+class RecordFile(NamedTuple):
+    """What a file of records held: the complete records in the order written, and the bytes of a torn last line."""
+
+    records: list[Record]
+    torn: int
+
+
+def read_file(path: Path) -> RecordFile:
+    """Read one file of records; a last line without a line end was torn by a kill and is left out.
+
+    Raises:
+        RunError: a complete line is not a record.
+    """
+    complete, end, rest = path.read_bytes().rpartition(b"\n")
+    lines = complete.split(b"\n") if end else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(Record.from_json(line))
+        except ValueError as error:
+            raise RunError(
+                f"{path} line {number} is not a record: {error}",
+                cause="the file was edited, or the disk or its copy is damaged",
+                fix="delete that line and run the same command again: it certifies the missing input once more",
+            ) from None
+    return RecordFile(records, len(rest))
+
+
+def record_files(directory: Path) -> list[Path]:
+    """Return the files of records in a run directory: the main one first, then those of shards."""
+    main = directory / RECORDS
+    return ([main] if main.exists() else []) + sorted(directory.glob("records-*-of-*.jsonl"))
+
+
+def shard_name(shard: tuple[int, int] | None) -> str:
+    """Return the file name that a shard (i of n, from 0) writes to; the main file when there is none."""
+    return RECORDS if shard is None else f"records-{shard[0]}-of-{shard[1]}.jsonl"
+
+
+def read_records(directory: Path, *, say_torn: bool = True) -> dict[int, Record]:
+    """Read the union of a directory's records, by index, in the order written.
+
+    Args:
+        directory: the run.
+        say_torn: whether a torn last line is said; it is normal in a file that another shard is writing.
+
+    Raises:
+        RunError: a damaged line, or one index with two different results.
+    """
+    union: dict[int, Record] = {}
+    for path in record_files(directory):
+        contents = read_file(path)
+        if contents.torn and say_torn:
+            warnings.warn(f"{path} ends in a torn line, which is left out; resuming the run repairs it", RspluginsWarning, 2)
+        add(union, contents.records, path)
+    return union
+
+
+def add(union: dict[int, Record], records: Iterable[Record], source: Path) -> None:
+    """Add records to a union by index, which they may repeat but not contradict."""
+    for record in records:
+        known = union.setdefault(record.index, record)
+        if known is not record and known.result() != record.result():
+            raise RunError(
+                f"{source} contradicts another record of input {record.index}",
+                cause="two runs with different settings wrote to one directory, or a record was edited",
+                fix="delete one of the two lines, or certify again into an empty directory",
+            )
+
+
+class Writer:
+    """Appends records to one file, flushed one at a time, with the file locked against a second writer.
+
+    On entry a torn last line is cut off and said.
+
+    Args:
+        path: the file; made when it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.repaired = 0
+
+    def __enter__(self) -> Writer:
+        self._file = self.path.open("ab")
+        lock(self._file, self.path)
+        self.repaired = read_file(self.path).torn
+        if self.repaired:
+            self._file.truncate(self.path.stat().st_size - self.repaired)
+            warnings.warn(f"repaired {self.path}: cut a torn last line of {self.repaired} bytes", RspluginsWarning, 2)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def append(self, record: Record) -> None:
+        """Write one record and hand it to the operating system, so that killing this process cannot lose it."""
+        self._file.write(record.to_json().encode() + b"\n")
+        self._file.flush()
+
+
+def to_lines(records: Iterable[Record]) -> Iterator[str]:
+    """Yield the lines of a file of records."""
+    for record in records:
+        yield record.to_json() + "\n"

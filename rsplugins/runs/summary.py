@@ -1,0 +1,124 @@
+"""The numbers of a run: counts first, rates from counts, and an interval for each rate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from rsplugins.certificate import Guarantee
+from rsplugins.runs.record import Record
+from rsplugins.runs.scoring import Row, Run
+
+_STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_ORDER = (Guarantee.DETERMINISTIC, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE, Guarantee.EMPIRICAL)
+
+
+def radius_grid(largest: float) -> list[float]:
+    """Return the radii of a table's columns: 0, .25, .5, ... as long as that gives 3 to 10 of them, other steps when it does not.
+
+    Example:
+        >>> radius_grid(0.9), radius_grid(0.03)
+        ([0.0, 0.25, 0.5, 0.75], [0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03])
+    """
+    if largest <= 0 or math.isinf(largest):
+        return [0.0, 0.25, 0.5]
+    step = next((step for step in _STEPS if largest / step < 10), largest / 9)
+    if largest >= 0.5:
+        step = max(step, 0.25)
+    return [round(k * step, 6) for k in range(int(largest / step * (1 + 1e-9)) + 1)]
+
+
+def certified_count(rows: Sequence[Row], radius: float) -> int:
+    """Return how many inputs are classified correctly with at least this radius."""
+    return sum(row.correct and row.radius >= radius for row in rows)
+
+
+def average_radius(rows: Sequence[Row]) -> float:
+    """Return the average certified radius over ALL inputs: 0 where the prediction is wrong, missing or failed."""
+    return math.fsum(row.radius for row in rows if row.correct) / len(rows) if rows else 0.0
+
+
+def interval(count: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return Wilson's 95 % interval for a rate: what the rate over the data set's population may be.
+
+    Example:
+        >>> [round(bound, 4) for bound in interval(8, 10)]
+        [0.4902, 0.9433]
+    """
+    if total == 0:
+        return 0.0, 1.0
+    rate, square = count / total, z * z
+    centre = rate + square / (2 * total)
+    half = z * math.sqrt(rate * (1 - rate) / total + square / (4 * total * total))
+    return max(0.0, (centre - half) / (1 + square / total)), min(1.0, (centre + half) / (1 + square / total))
+
+
+def weakest(rows: Iterable[Row]) -> Guarantee | None:
+    """Return the weakest guarantee among the claims; the whole run is labelled with it."""
+    found = {row.claim.guarantee for row in rows if row.claim is not None}
+    return max(found, key=_ORDER.index) if found else None
+
+
+def records_sha256(records: Iterable[Record]) -> str:
+    """Return a fingerprint of the records without their times, by index: equal for equal results."""
+    digest = hashlib.sha256()
+    for record in sorted(records, key=lambda record: record.index):
+        digest.update(replace(record, seconds=0.0).to_json().encode() + b"\n")
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def summarise(run: Run) -> dict[str, Any]:
+    """Return a run's summary, as ``summary.json`` holds it.
+
+    Rates are over all inputs that have a record. ``curve`` gives, for each radius, the count and the rate of inputs that are
+    classified correctly with at least that radius, and the 95 % interval of the rate.
+    """
+    rows, parameters = run.rows, run.manifest.parameters
+    claims = [row.claim for row in rows if row.claim is not None]
+    total = len(rows)
+    guarantee = weakest(rows)
+    correct = sum(row.correct for row in rows)
+    abstained = sum(row.abstained for row in rows)
+    return {
+        "method": run.manifest.method,
+        "model": run.manifest.model.get("reference"),
+        "data": run.manifest.data.get("reference"),
+        "guarantee": None if guarantee is None else guarantee.value,
+        "certifies": guarantee is not None and guarantee.certifies,
+        "imported": run.manifest.imported is not None,
+        "norm": claims[0].norm.value if claims else None,
+        "alpha": max((claim.alpha for claim in claims if claim.alpha is not None), default=None),
+        "dataset_alpha": (run.manifest.rescored or {}).get("dataset_alpha"),
+        "sigma": parameters.get("sigma"),
+        "n": parameters.get("n"),
+        "inputs": total,
+        "missing": len(run.missing),
+        "correct": correct,
+        "accuracy": correct / total if total else 0.0,
+        "accuracy_interval": list(interval(correct, total)),
+        "abstained": abstained,
+        "abstention_rate": abstained / total if total else 0.0,
+        "failed": sum(row.failed for row in rows),
+        "acr": average_radius(rows),
+        "largest_radius": max((row.radius for row in rows if row.correct), default=0.0),
+        "curve": _curve(rows),
+        "samples": sum(row.record.samples for row in rows),
+        "seconds": math.fsum(row.record.seconds for row in rows),
+        "rules": sorted({claim.rule for claim in claims}),
+        "assumptions": sorted({text for claim in claims for text in claim.assumptions}),
+        "records_sha256": records_sha256(row.record for row in rows),
+    }
+
+
+def _curve(rows: Sequence[Row]) -> list[dict[str, float]]:
+    points = []
+    for radius in radius_grid(max((row.radius for row in rows if row.correct), default=0.0)):
+        count = certified_count(rows, radius)
+        low, high = interval(count, len(rows))
+        points.append({"radius": radius, "count": count, "rate": count / len(rows) if rows else 0.0, "low": low, "high": high})
+    return points

@@ -1,0 +1,210 @@
+"""Tables of runs: certified numbers by norm, and estimates in tables of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rsplugins.runs.scoring import Run
+from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
+from rsplugins.runs.tsv import round_down
+
+Format = Literal["markdown", "latex"]
+ESTIMATES = "Estimates, not certificates"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text; the first ``text_columns`` columns are words, the others numbers."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 0
+    note: str = ""
+
+    def to_markdown(self) -> str:
+        """Return the table in markdown."""
+        rule = ["---" if column < self.text_columns else "---:" for column in range(len(self.header))]
+        lines = [" | ".join(cells) for cells in (self.header, tuple(rule), *self.rows)]
+        body = "\n".join(f"| {text} |" for text in lines)
+        return f"**{self.title}**\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+
+    def to_latex(self) -> str:
+        """Return the table in LaTeX, for the booktabs package."""
+        columns = "l" * self.text_columns + "r" * (len(self.header) - self.text_columns)
+        lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (self.header, *self.rows)]
+        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        caption = _escape(f"{self.title}. {self.note}".strip())
+        return (
+            "\\begin{table}\n\\centering\n"
+            f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\caption{{{caption}}}\n\\end{{table}}\n"
+        )
+
+    def to_text(self, form: Format) -> str:
+        """Return the table in a format by name."""
+        return self.to_latex() if form == "latex" else self.to_markdown()
+
+
+def _escape(text: str) -> str:
+    table = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(table.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs by what may stand in one table: certified numbers of one norm, or estimates of one norm.
+
+    Returns:
+        The table's title and its runs; certified numbers first.
+    """
+    groups: dict[tuple[bool, str], list[Run]] = {}
+    for run in runs:
+        summary = summarise(run)
+        groups.setdefault((not summary["certifies"], summary["norm"] or "no"), []).append(run)
+    titles = {}
+    for (estimate, norm), members in sorted(groups.items(), key=lambda item: item[0]):
+        titles[f"{ESTIMATES}, {norm} norm" if estimate else f"Certified, {norm} norm"] = members
+    return titles
+
+
+def guarantee_label(run: Run) -> str:
+    """Return a run's guarantee in words, with its alpha, and whether it is another program's claim."""
+    summary = summarise(run)
+    if summary["guarantee"] is None:
+        return "none: every input failed" if summary["inputs"] else "none: no input yet"
+    label = str(summary["guarantee"]) + (", imported claim" if summary["imported"] else "")
+    if summary["dataset_alpha"] is not None:
+        return f"{label}, alpha={summary['dataset_alpha']:g} over all inputs"
+    return label if summary["alpha"] is None else f"{label}, alpha={summary['alpha']:g}"
+
+
+def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[Table]:
+    """Return the tables of a report, one for each norm and each side of the line between certificates and estimates.
+
+    Args:
+        runs: the runs.
+        names: what to call them; by default the method's name, with the directory's where that is ambiguous.
+    """
+    labels = dict(zip(map(id, runs), names or run_names(runs), strict=True))
+    tables = []
+    for title, members in group_runs(runs).items():
+        grid = radius_grid(
+            max(row.radius for run in members for row in run.rows if row.correct) if _any_correct(members) else 0.0
+        )
+        header = (
+            "method",
+            "guarantee",
+            "n",
+            "sigma",
+            "inputs",
+            "failed",
+            "abstain",
+            "accuracy",
+            "ACR",
+            *(f"r={r:g}" for r in grid),
+        )
+        rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
+        estimated = title.startswith(ESTIMATES)
+        what = "at the estimated radius (no certificates)" if estimated else "with at least that certified radius"
+        note = (
+            f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. ACR: the "
+            "average radius over all inputs, 0 where wrong, abstained or failed. Printed numbers are rounded down."
+        )
+        tables.append(Table(title, header, rows, text_columns=2, note=note))
+    return tables
+
+
+def _any_correct(runs: Sequence[Run]) -> bool:
+    return any(row.correct for run in runs for row in run.rows)
+
+
+def _cells(run: Run, grid: Sequence[float]) -> tuple[str, ...]:
+    summary, total = summarise(run), max(1, len(run.rows))
+    return (
+        guarantee_label(run),
+        _value(summary["n"]),
+        _value(summary["sigma"]),
+        str(summary["inputs"]),
+        str(summary["failed"]),
+        f"{100 * summary['abstention_rate']:.1f}",
+        percent(summary["correct"], total),
+        round_down(average_radius(run.rows), 4),
+        *(percent(certified_count(run.rows, radius), total) for radius in grid),
+    )
+
+
+def percent(count: int, total: int) -> str:
+    """Print a rate in percent with one digit, rounded down.
+
+    Example:
+        >>> percent(2, 3), percent(500, 500)
+        ('66.6', '100.0')
+    """
+    return f"{1000 * count // total / 10:.1f}"
+
+
+def _value(value: object) -> str:
+    return (
+        "-"
+        if value is None
+        else f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Return short names that tell runs apart: the method, and what else is needed."""
+    methods = [run.manifest.method for run in runs]
+    if len(set(methods)) == len(methods):
+        return methods
+    names = [f"{run.manifest.method} ({run.directory.name})" for run in runs]
+    return names if len(set(names)) == len(names) else [f"{run.manifest.method} ({run.directory})" for run in runs]
+
+
+def compare_tables(first: Run, second: Run) -> list[Table]:
+    """Compare two runs on the inputs that both have, paired by index.
+
+    Returns:
+        The result tables on the common inputs, and one table of the paired differences.
+    """
+    common = {row.index for row in first.rows} & {row.index for row in second.rows}
+    pair = [_restrict(run, common) for run in (first, second)]
+    names = run_names([first, second])
+    rows = {row.index: row for row in pair[1].rows}
+    pairs = [(row, rows[row.index]) for row in pair[0].rows]
+    gains = [(b.radius if b.correct else 0.0) - (a.radius if a.correct else 0.0) for a, b in pairs]
+    labels = sum(a.record.label != b.record.label for a, b in pairs)
+    cells = (
+        ("inputs in both", str(len(pairs))),
+        (f"inputs only in {names[0]}", str(len(first.rows) - len(pairs))),
+        (f"inputs only in {names[1]}", str(len(second.rows) - len(pairs))),
+        ("labels that differ (the data are not the same when above 0)", str(labels)),
+        ("both correct", str(sum(a.correct and b.correct for a, b in pairs))),
+        (f"correct only in {names[0]}", str(sum(a.correct and not b.correct for a, b in pairs))),
+        (f"correct only in {names[1]}", str(sum(b.correct and not a.correct for a, b in pairs))),
+        (f"larger radius in {names[0]}", str(sum(gain < 0 for gain in gains))),
+        (f"larger radius in {names[1]}", str(sum(gain > 0 for gain in gains))),
+        (f"mean radius difference, {names[1]} minus {names[0]}", f"{sum(gains) / max(1, len(gains)):+.6f}"),
+    )
+    note = _warning(pair)
+    return [*result_tables(pair, names), Table("Paired by input", ("", "value"), cells, text_columns=1, note=note)]
+
+
+def _restrict(run: Run, indices: set[int]) -> Run:
+    kept = tuple(row for row in run.rows if row.index in indices)
+    return Run(run.directory, run.manifest, kept)
+
+
+def _warning(pair: Sequence[Run]) -> str:
+    a, b = (summarise(run) for run in pair)
+    if a["certifies"] != b["certifies"]:
+        return (
+            "One of the two is an estimate: its radii are not certificates, and the difference is not a gain in certified radius."
+        )
+    if a["norm"] != b["norm"]:
+        return f"The norms differ ({a['norm']} and {b['norm']}): the radii are not comparable."
+    return ""
