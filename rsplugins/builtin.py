@@ -28,6 +28,14 @@ def rsplugins_certifiers() -> list[CertifierDescriptor]:
             guarantee=Guarantee.PROBABILISTIC,
             norms=(Norm.L2,),
         ),
+        CertifierDescriptor(
+            name="smooth-reduce",
+            summary="smoothing of patches or sub-videos whose scores are reduced (Joshi et al. 2022), with valid radii",
+            factory="rsplugins.certifiers.smooth_reduce:SmoothReduce",
+            claim="rsplugins.reduction.claims:smooth_reduce",
+            guarantee=Guarantee.PROBABILISTIC,
+            norms=(Norm.L2,),
+        ),
     ]
 
 
@@ -98,6 +106,10 @@ def rsplugins_training_hooks() -> list[TrainingHookDescriptor]:
         "gair-trades": ("gairat:GairTrades", "geometry-aware reweighted TRADES, two attacks"),
         "gair-mart": ("gairat:GairMart", "geometry-aware reweighted MART, our definition"),
         "mail-at": ("gairat:MailAt", "AT weighted by the probability margin (Wang et al. 2021)"),
+        "ibp": ("bounding:IbpTraining", "interval bound propagation (Gowal et al. 2019)"),
+        "etb": ("bounding:EtbTraining", "expected tight bounds, block by block; a surrogate, not sound"),
+        "sound-etb": ("bounding:SoundEtbTraining", "sound expected tight bounds, never wider than interval bounds"),
+        "etb-released": ("bounding:EtbReleasedTraining", "ETB as in the released code: one masked Jacobian"),
         "mail-trades": ("gairat:MailTrades", "TRADES weighted by the probability margin"),
     }
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,9 +40,10 @@ class SmoothReduceParameters(CertifierParameters):
         reduce: mean, max or min over the windows, by class.
         scores: reduce logits or probabilities.
         window: side of a patch, or frames of a sub-video; None is the size that the classifier takes.
-        stride: step between neighbouring windows.
+        stride: step between neighbouring windows; None places three along each axis.
         number: how many windows to keep, spread as far apart as possible; None keeps all.
-        resize: side that the image is resized to first; None does not resize.
+        resize: side that the image is resized to first; ``"none"``; or ``"auto"``, 9/8 of the side where there would be room for
+            one window only (the paper's 36 for CIFAR's 32).
         bound: for ``soft``: the bound on the mean score.
     """
 
@@ -55,9 +56,9 @@ class SmoothReduceParameters(CertifierParameters):
     reduce: Literal["mean", "max", "min"] = "mean"
     scores: Literal["logits", "probabilities"] = "probabilities"
     window: int | None = Field(default=None, ge=1)
-    stride: int = Field(default=1, ge=1)
+    stride: int | None = Field(default=None, ge=1)
     number: int | None = Field(default=None, ge=1)
-    resize: int | None = Field(default=None, ge=1)
+    resize: Annotated[int, Field(ge=1)] | Literal["auto", "none"] = "auto"
     bound: Literal["empirical-bernstein", "hoeffding"] = "empirical-bernstein"
 
 
@@ -88,20 +89,17 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
         Raises:
             ParameterError: when the windows do not fit.
         """
-        shape = tuple(shape)
-        size = self.classifier.input_size
-        if len(shape) == 4:
-            chunk = shape[1] if size is None else size[1]
-            return make_plan(shape, (self.parameters.window or chunk,), chunk, self._values)
+        shape, own = tuple(shape), self.classifier.input_size
         side = self.parameters.window
-        if side is None and size is None:
-            raise ParameterError(
-                "The size of a patch is not known.",
-                cause="window is not set and the classifier does not say what it takes.",
-                fix="Set window=..., or give wrap() an input_size.",
-            )
-        window = (side, side) if side is not None else tuple(size or ())[1:]
-        return make_plan(shape, window, None, self._values)
+        if own is not None:
+            return make_plan(shape, own[1:2] if len(shape) == 4 else own[1:], self._values)
+        if side is not None:
+            return make_plan(shape, (side,) if len(shape) == 4 else (side, side), self._values)
+        raise ParameterError(
+            "The size of a window is not known.",
+            cause="window is not set and the classifier does not say what it takes.",
+            fix="Set window=..., or give wrap() an input_size.",
+        )
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """See :meth:`Certifier.gather`. An input whose windows do not fit is yielded as failed; the rest goes on."""
@@ -171,7 +169,8 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
         if not self._lifted:
             return image
         with torch.inference_mode():
-            return lift(image[None])[0]
+            windows: torch.Tensor = lift(image[None])[0]
+        return windows
 
     def _program(self, plan: Plan) -> Program:
         n0, n = self.parameters.n0, self.parameters.n

@@ -23,7 +23,7 @@ _REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Lift(nn.Module):
-    """Resizes an image and cuts the windows out of it: the linear map of which ``windows.multiplicity`` and the resizing are the norm.
+    """Resizes an image and cuts the windows out of it: a linear map, whose norm :mod:`rsplugins.reduction.plan` bounds.
 
     Shapes:
         input: (B, C, H, W), or (B, C, T, H, W) for video.
@@ -60,8 +60,8 @@ class Lift(nn.Module):
 class Reduced(nn.Module):
     """Classifies every window and reduces the scores by class.
 
-    With ``lifted=False`` the input is the image and this is one base classifier, to which Cohen et al. (2019) apply verbatim. With
-    ``lifted=True`` the input is the stack of windows, (B, P, C, h, w), so that each can carry noise of its own.
+    With ``lifted=False`` the input is the image and this is one base classifier, to which Cohen et al. (2019) apply as they are.
+    With ``lifted=True`` the input is the stack of windows, (B, P, C, h, w), so that each can carry noise of its own.
 
     Args:
         classifier: scores one window, (B, C, h, w) to (B, K); for video one chunk, (B, C, t, H, W).

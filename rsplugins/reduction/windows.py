@@ -1,7 +1,8 @@
 """A fixed set of overlapping windows, how often they cover a pixel, and the norm of resizing: what a radius must be divided by.
 
-The published Smooth-Reduce (Joshi et al., arXiv 2205.06154) adds independent noise to every patch. That noise lives in the lifted
-space X = (patch_1, ..., patch_P) = L(resize(x)), so a perturbation d of the image is a perturbation L R d of what is smoothed, and
+The published Smooth-Reduce (Joshi et al., arXiv 2205.06154) adds independent noise to every patch. That noise lives in the
+lifted space X = (patch_1, ..., patch_P) = L(resize(x)), so a perturbation d of the image is a perturbation L R d of what is
+smoothed, and
 
     ||L R d||_2 <= ||L||_2 ||R||_2 ||d||_2,      ||L||_2^2 = the largest number of windows that cover one pixel.
 
