@@ -45,13 +45,14 @@ def read(path: str | Path, key: str | None = None) -> State:
     if not path.is_file():
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}", fix="Check the path.")
-    _check_first_bytes(path)
+    check_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _pick(_read_legacy(path), path, key)
 
 
-def _check_first_bytes(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise a CheckpointError when a file is empty, a web page, or a Git LFS pointer instead of a checkpoint."""
     with path.open("rb") as file:
         head = file.read(256)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
