@@ -170,7 +170,7 @@ class Sampler:
             return None
         try:
             logits = self._evaluate(segments)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not tuning.is_out_of_memory(error) or self.batch_size == 1:
                 raise
             for segment in segments:
