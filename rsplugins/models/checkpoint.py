@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,17 +92,25 @@ def _read_legacy(path: Path) -> Any:
         # Never unpickle: a checkpoint is data from elsewhere.
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's own message ends in advice to switch the protection off; only the name it stumbled over is passed on.
+        wanted = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if wanted is None:
+            raise _unreadable(path, "it is not in torch's format") from None
         raise CheckpointError(
-            f"{path} holds more than tensors, and is not loaded: {str(error).strip().splitlines()[0][:200]}",
+            f"{path} holds more than tensors ({wanted.group(1)}), and is not loaded.",
             cause="a whole model or a configuration object was saved; loading it would run code from the file.",
             fix="Where you trust it, save only the weights: torch.save(model.state_dict(), PATH), better as safetensors.",
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable torch checkpoint: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}",
-            cause="a truncated download, or another format under this name.",
-            fix="Get it again; a safetensors file needs the suffix .safetensors.",
-        ) from error
+        raise _unreadable(path, (str(error).strip() or type(error).__name__).splitlines()[0][:200]) from error
+
+
+def _unreadable(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a readable torch checkpoint: {reason}.",
+        cause="a truncated download, or another format under this name.",
+        fix="Get it again; a safetensors file needs the suffix .safetensors.",
+    )
 
 
 def _is_state(value: Any) -> bool:
@@ -152,9 +161,9 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             cause=_prefix_cause(missing, unexpected),
             fix="Name the architecture that the checkpoint was saved from, with the same arguments.",
         )
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise _shape_error(module, source, name, tuple(value.shape), tuple(own[name].shape))
+    for name, value in own.items():
+        if name in state and state[name].shape != value.shape:
+            raise _shape_error(module, source, name, tuple(state[name].shape), tuple(value.shape))
     module.load_state_dict(state, strict=False)
     if note:
         warnings.warn(f"{source}: {note}", RspluginsWarning, stacklevel=3)
