@@ -12,6 +12,7 @@ The trainer is run by ``rsplugins train RECIPE.toml``; the hooks work in anybody
 from __future__ import annotations
 
 from rsplugins.training.adversarial import AdversarialTraining, FriendlyAdversarialTraining, Mart, Trades
+from rsplugins.training.bounding import EtbReleasedTraining, EtbTraining, IbpTraining, SoundEtbTraining
 from rsplugins.training.gairat import (
     Gairat,
     GairFat,
@@ -32,6 +33,8 @@ __all__ = [
     "AdversarialTraining",
     "Batch",
     "Consistency",
+    "EtbReleasedTraining",
+    "EtbTraining",
     "FriendlyAdversarialTraining",
     "GairFat",
     "GairMart",
@@ -41,6 +44,7 @@ __all__ = [
     "Geometry",
     "GeometryWeights",
     "Hooks",
+    "IbpTraining",
     "ImageTable",
     "LatentNoise",
     "Macer",
@@ -49,6 +53,7 @@ __all__ = [
     "MarginWeights",
     "Mart",
     "Recipe",
+    "SoundEtbTraining",
     "Start",
     "Trades",
     "Trainer",

@@ -92,8 +92,9 @@ class Engine:
     def update(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> None:
         """Make one step on augmented images."""
         self.classifier.train()
-        self.set_lr(epoch + step / self.steps)
-        batch = Batch(self.forward, images, labels, epoch, self.recipe.training.epochs, self.generator)
+        progress = epoch + step / self.steps
+        self.set_lr(progress)
+        batch = Batch(self.forward, images, labels, epoch, self.recipe.training.epochs, self.generator, progress)
         with self.autocast():
             loss = self.hooks.run(batch)
         self.optimizer.zero_grad(set_to_none=True)

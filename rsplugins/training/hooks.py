@@ -56,6 +56,7 @@ class Batch:
         labels: (B,) class indices.
         epoch: counted from 0.
         epochs: how many there will be; None when a loop of one's own did not say.
+        progress: epochs done, fractions of the current one included; schedules within an epoch use it.
         generator: where randomness comes from; None for torch's default.
         perturbed: (B, C, H, W) what ``perturb`` made of the images; the images themselves when no hook perturbs.
         geometry: counted by the attack, when there was one.
@@ -70,6 +71,7 @@ class Batch:
     epoch: int = 0
     epochs: int | None = None
     generator: torch.Generator | None = None
+    progress: float = -1.0
     perturbed: Tensor = field(init=False)
     geometry: Geometry | None = None
     scores: Tensor | None = None
@@ -78,6 +80,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.perturbed = self.images
+        if self.progress < 0:
+            self.progress = float(self.epoch)
 
     @property
     def logits(self) -> Tensor:

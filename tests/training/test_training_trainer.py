@@ -250,7 +250,8 @@ from rsplugins.training.recipe import DataSettings
 import dataclasses
 torch.set_num_threads(1)
 settings = dataclasses.replace(recipe(epochs=2), data=DataSettings(name="digits"))
-trainer = Trainer(settings, sys.argv[2], train=table(), test=table(12, seed=3), module=small_net(), hooks=[], device="cpu", quiet=True)
+data = {"train": table(), "test": table(12, seed=3), "module": small_net()}
+trainer = Trainer(settings, sys.argv[2], hooks=[], device="cpu", quiet=True, **data)
 trainer.fit()
 torch.save(trainer.engine.classifier.state_dict(), f"{sys.argv[2]}/rank{trainer.ranks.rank}.pt")
 """

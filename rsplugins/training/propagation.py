@@ -1,0 +1,218 @@
+"""Differentiable bounds of a network's margins over a box of raw pixels, for training with them.
+
+Chains of convolutions, linear layers and ReLUs are propagated here, so that such networks train on machines without auto-LiRPA;
+every other network goes through :class:`rsplugins.lirpa.network.BoundNetwork`. Both apply the formulas of ``rsplugins.lirpa``.
+Training bounds are never certificates: certify with ``--method ibp`` or ``crown-ibp`` afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.classifier import Classifier
+from rsplugins.errors import ParameterError
+from rsplugins.lirpa.rows import Ball, Convolution, Dense, Layer, deviation
+
+Bound = Literal["ibp", "etb", "sound-etb"]
+Interval = tuple[Tensor, Tensor]
+
+
+class Bounder(Protocol):
+    """Bounds a network's outputs times a specification."""
+
+    def lower(self, images: Tensor, eps: float, specification: Tensor, bound: Bound, clip: bool) -> Tensor:
+        """Return lower bounds (B, S) of specification (B, S, K) @ logits over the l-infinity ball of raw pixels."""
+        ...
+
+
+def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> Bounder:
+    """Return what bounds a model: a chain where it is one, auto-LiRPA otherwise.
+
+    Args:
+        model: as hooks see it.
+        example: images (B, C, H, W), for their shape.
+        bounds: those that will be asked for. auto-LiRPA writes to the weights while it traces them, so it does so now and not
+            between a forward and a backward pass.
+
+    Raises:
+        ParameterError: not a chain, and auto-LiRPA is not installed; names the first layer that does not fit.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile keeps the module there
+    stray = next((layer for layer in _leaves(model) if not isinstance(layer, _IN_CHAIN)), None)
+    if stray is None and _is_sequential(model):
+        return Chain(model)
+    import importlib.util
+
+    if importlib.util.find_spec("auto_LiRPA") is None:
+        name = type(stray).__name__ if stray is not None else "a forward() of its own"
+        raise ParameterError(
+            f"Bounds of this network need auto-LiRPA: it is not a chain of convolutions, linear layers and ReLUs ({name}).",
+            fix='Install it with: pip install --no-deps "auto-LiRPA>=0.3", or train a plain chain.',
+        )
+    return _ByAutoLirpa(model, example, bounds)
+
+
+_IN_CHAIN = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten, nn.Identity)
+
+
+def _leaves(model: nn.Module) -> Iterator[nn.Module]:
+    network = model.module if isinstance(model, Classifier) else model
+    for layer in network.modules():
+        if not any(True for _ in layer.children()):
+            yield layer
+
+
+def _is_sequential(model: nn.Module) -> bool:
+    """Whether forward is the chain of the layers: only Sequential says so of itself."""
+    if isinstance(model, Classifier):
+        return model.resize is None and _is_sequential(model.module)
+    return isinstance(model, _IN_CHAIN) or (isinstance(model, nn.Sequential) and all(map(_is_sequential, model)))
+
+
+@dataclass
+class Chain:
+    """A network that is a chain of affine layers with ReLUs between.
+
+    Attributes:
+        model: the module, whose parameters are read at each call.
+    """
+
+    model: nn.Module
+
+    def lower(self, images: Tensor, eps: float, specification: Tensor, bound: Bound, clip: bool) -> Tensor:
+        """Return lower bounds (B, S) of specification (B, S, K) @ logits."""
+        layers, rectified = self.layers()
+        last = layers[-1]
+        if not isinstance(last, Dense) or rectified[-1]:
+            raise ParameterError("The network has to end with a linear layer.", fix="Leave out what follows it.")
+        bias = None if last.bias is None else specification @ last.bias
+        layers[-1] = Dense(specification @ last.weight, bias)
+        low, _ = propagate(layers, rectified, self.box(images, eps, clip), bound)[-1]
+        return low
+
+    def offsets(self, images: Tensor, eps: float, clip: bool) -> Tensor:
+        """Return the released ETB's deviation of each logit, (B, K): rows of one masked Jacobian of the whole network.
+
+        The masks come from interval bounds through all layers: 1 where the upper pre-activation is at least 0.
+        """
+        layers, rectified = self.layers()
+        low, high = self.box(images, eps, clip)
+        intervals = propagate(layers, rectified, (low, high), "ibp")
+        last = layers[-1]
+        assert isinstance(last, Dense)
+        rows = last.weight.expand(len(images), *last.weight.shape)
+        for position in range(len(layers) - 2, -1, -1):
+            if rectified[position]:
+                upper = intervals[position][1]
+                rows = rows * (upper >= 0).to(rows.dtype).flatten(1).unsqueeze(1)
+            layer, before = layers[position], low if position == 0 else intervals[position - 1][0]
+            rows = _pull_back(layer, rows, intervals[position][0], before)
+        return (rows.abs() @ ((high - low) / 2).flatten(1).unsqueeze(2)).squeeze(2)
+
+    def layers(self) -> tuple[list[Layer], list[bool]]:
+        """Return the affine layers, and whether a ReLU follows each."""
+        layers: list[Layer] = []
+        rectified: list[bool] = []
+        for module in _leaves(self.model):
+            if isinstance(module, nn.ReLU):
+                rectified[-1] = True
+            elif isinstance(module, nn.Linear | nn.Conv2d):
+                layers.append(_layer(module))
+                rectified.append(False)
+        return layers, rectified
+
+    def box(self, images: Tensor, eps: float, clip: bool) -> Interval:
+        """Return the box around raw images in the network's own units, where a normalisation maps boxes to boxes."""
+        low, high = images - eps, images + eps
+        if clip:
+            low, high = low.clamp(min=0), high.clamp(max=1)
+        if not isinstance(self.model, Classifier):
+            return low, high
+        return _normalised(self.model, low), _normalised(self.model, high)
+
+
+def propagate(layers: list[Layer], rectified: list[bool], box: Interval, bound: Bound) -> list[Interval]:
+    """Return the bounds after each affine layer, before its ReLU.
+
+    Sound ETB closes a block at every layer and intersects with interval bounds; ETB's blocks do not overlap, and the layer after
+    a block starts the next one from the block's own (unsound) bounds.
+    """
+    found: list[Interval] = []
+    inputs: list[Interval] = []
+    opened = False
+    current = box
+    for position, layer in enumerate(layers):
+        inputs.append(current)
+        after = _interval(layer, current)
+        follows_relu = position > 0 and rectified[position - 1]
+        closes = follows_relu and (bound == "sound-etb" or (bound == "etb" and opened))
+        if closes:
+            low, high = _block(layer, layers[position - 1], inputs[-2], found[-1], sound=bound == "sound-etb")
+            # Sound bounds may be intersected; ETB's are what they are.
+            after = (torch.maximum(after[0], low), torch.minimum(after[1], high)) if bound == "sound-etb" else (low, high)
+        opened = not (follows_relu and opened)
+        found.append(after)
+        current = (after[0].clamp(min=0), after[1].clamp(min=0)) if rectified[position] else after
+    return found
+
+
+def _block(closing: Layer, opening: Layer, box: Interval, preactivation: Interval, *, sound: bool) -> Interval:
+    """Bound closing(relu(opening(x))) over a box: the formulas of ``rsplugins.lirpa.etb``."""
+    center, ball = (box[0] + box[1]) / 2, Ball((box[1] - box[0]) / 2)
+    mask = (preactivation[1] >= 0).to(center.dtype)
+    middle = closing.apply(mask * opening.apply(center))
+    spread = deviation(closing, mask, opening, ball)
+    low, high = middle - spread, middle + spread
+    if sound:
+        gap = mask * (-preactivation[0]).clamp(min=0)
+        low, high = low + closing.sided(gap, -1), high + closing.sided(gap, 1)
+    return low, high
+
+
+def _interval(layer: Layer, box: Interval) -> Interval:
+    middle, radius = layer.apply((box[0] + box[1]) / 2), (box[1] - box[0]) / 2
+    # |A| r is A+ r - A- r, one pass for each sign.
+    spread = layer.sided(radius, 1) - layer.sided(radius, -1)
+    return middle - spread, middle + spread
+
+
+def _layer(module: nn.Linear | nn.Conv2d) -> Layer:
+    if isinstance(module, nn.Linear):
+        return Dense(module.weight, module.bias)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        raise ParameterError(f"Bounds of a convolution with padding {module.padding!r}, {module.padding_mode} are not supported.")
+    stride, padding, dilation = ((int(pair[0]), int(pair[1])) for pair in (module.stride, module.padding, module.dilation))
+    return Convolution(module.weight, module.bias, stride, padding, dilation, module.groups)
+
+
+def _pull_back(layer: Layer, rows: Tensor, after: Tensor, before: Tensor) -> Tensor:
+    """Multiply rows (B, K, n) of a Jacobian by a layer's matrix from the right."""
+    if isinstance(layer, Dense):
+        return rows @ layer.weight
+    images = rows.reshape(-1, *after.shape[1:])
+    return layer.transposed(images, tuple(before.shape[1:])).reshape(*rows.shape[:2], -1)
+
+
+def _normalised(classifier: Classifier, images: Tensor) -> Tensor:
+    trailing = (1,) * (images.dim() - 2)
+    if classifier.mean is not None:
+        images = images - classifier.mean.to(images.dtype).view(-1, *trailing)
+    return images if classifier.std is None else images / classifier.std.to(images.dtype).view(-1, *trailing)
+
+
+class _ByAutoLirpa:
+    def __init__(self, model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> None:
+        from rsplugins.lirpa.etb import ETB, SOUND_ETB
+        from rsplugins.lirpa.network import BoundNetwork
+
+        operators = {"ibp": None, "etb": ETB, "sound-etb": SOUND_ETB}
+        self.networks = {bound: BoundNetwork(model, example[:1].detach(), operators=operators[bound]) for bound in bounds}
+
+    def lower(self, images: Tensor, eps: float, specification: Tensor, bound: Bound, clip: bool) -> Tensor:
+        low, _ = self.networks[bound].bounds(images, eps, clip=clip, specification=specification, upper=False)
+        return low
