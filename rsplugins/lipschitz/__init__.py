@@ -1,7 +1,7 @@
 """Sound upper bounds of Lipschitz constants (l2 to l2), cuts into encoder and head, and orthogonal encoders.
 
-Every bound here is an upper bound by proof, computed in float64 and rounded up; nothing rests on power iteration, which bounds from
-below. The bounds are about the real function that the weights define: rounding inside the network itself is not covered
+Every bound here is an upper bound by proof, computed in float64 and rounded up; nothing rests on power iteration, which bounds
+from below. The bounds are about the real function that the weights define: rounding inside the network itself is not covered
 ("float-idealised").
 
 The names are imported on first use: ``rsplugins.lipschitz.claims`` is read where there is no torch.

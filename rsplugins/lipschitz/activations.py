@@ -11,14 +11,16 @@ from torch.nn import functional as F
 from rsplugins.lipschitz.norms import up
 
 GELU = 1.128905
-r"""Slope of GELU: :math:`\Phi(x) + x \phi(x)` has derivative :math:`(2 - x^2) \phi(x)`, so it is largest at :math:`x = \sqrt 2`: 1.1289041..."""
+r"""Slope of GELU, :math:`\Phi(x) + x \phi(x)`: its derivative is :math:`(2 - x^2) \phi(x)`, so it is largest at
+:math:`x = \sqrt 2`: 1.1289041..."""
 
 GELU_TANH = 1.129
 """Slope of the tanh form of GELU; 1.1289930... near x = 1.4185 (largest slope on a fine grid, rounded up by far more than
 the square of the grid's step)."""
 
 SILU = 1.09984
-r"""Slope of SiLU, :math:`\sigma(x)(1 + x(1 - \sigma(x)))`, largest where :math:`x \tanh(x / 2) = 2`, at x = 2.39936: 1.0998394..."""
+r"""Slope of SiLU, :math:`\sigma(x)(1 + x(1 - \sigma(x)))`, largest where
+:math:`x \tanh(x / 2) = 2`, at x = 2.39936: 1.0998394..."""
 
 MISH = 1.0885
 """Slope of Mish, 1.0884981... near x = 1.4906 (found as for the tanh form of GELU)."""

@@ -82,8 +82,8 @@ class Convolution:
     def matrix(self) -> Tensor:
         """Return the operator as a matrix, (out * prod(out_size), in * prod(size)) in float64.
 
-        Each column is the image of a unit vector. Its entries are single weights, or sums of the few weights that circular padding
-        brings to one place, whose rounding is covered by the slack of :func:`~rsplugins.lipschitz.norms.largest_norm`.
+        Each column is the image of a unit vector. Its entries are single weights, or sums of the few weights that circular
+        padding brings to one place, whose rounding is covered by the slack of :func:`~rsplugins.lipschitz.norms.largest_norm`.
         """
         channels = self.weight.shape[1] * self.groups
         units = torch.eye(channels * math.prod(self.size), dtype=torch.float64).reshape(-1, channels, *self.size)
@@ -148,25 +148,26 @@ def convolution_norm(
 ) -> float:
     r"""Return an upper bound of the l2 operator norm of a convolution on images of a given size.
 
-    **Circular padding, n divisible by the stride s.** The unitary discrete Fourier transform turns the stride-1 convolution on the
-    torus into one matrix a frequency, :math:`\hat K(\omega)`. Keeping every s-th output sums the s aliased frequencies:
-    :math:`\hat y(\nu) = s^{-1/2} \sum_j \hat K(\nu + j n / s)\, \hat x(\nu + j n / s)`. So the operator is unitarily equivalent to the
-    block-diagonal one with blocks :math:`s^{-1/2} [\hat K(\nu), \hat K(\nu + n/s), \ldots]` (Kronecker over the dimensions), and its norm is the
-    largest of theirs: exact. When more outputs are produced than the torus has places, m of them at most coincide, which is a factor
-    :math:`\sqrt m` at most. When s does not divide n the outputs are among those of stride 1 (again with multiplicity).
+    **Circular padding, n divisible by the stride s.** The unitary discrete Fourier transform turns the stride-1 convolution on
+    the torus into one matrix a frequency, :math:`\hat K(\omega)`. Keeping every s-th output sums the s aliased frequencies:
+    :math:`\hat y(\nu) = s^{-1/2} \sum_j \hat K(\nu + j n / s)\, \hat x(\nu + j n / s)`. So the operator is unitarily equivalent
+    to the block-diagonal one with blocks :math:`s^{-1/2} [\hat K(\nu), \hat K(\nu + n/s), \ldots]` (Kronecker over the
+    dimensions), and its norm is the largest of theirs: exact. When more outputs are produced than the torus has places, m of them
+    at most coincide, which is a factor :math:`\sqrt m` at most. When s does not divide n the outputs are among those of stride 1
+    (again with multiplicity).
 
-    **Zero padding.** Output o reads the padded positions :math:`s o - p + d k`, all in :math:`[-p, n + p' - 1]`. Put the image on a torus of
-    N places, N a multiple of s, :math:`N \ge n + \max(p, p')` and :math:`N \ge s \cdot \mathrm{out}`, with zeros elsewhere. The first condition
-    keeps positions -p .. -1 and n .. n+p'-1 (taken modulo N) off the image, so each output equals the output of the circular convolution
-    at the same shift; the second keeps the shifts distinct. The zero-padded convolution is therefore the circular one restricted to
-    images that are zero outside the box (an isometric embedding) followed by dropping outputs (a projection), and its norm is at most
-    that of the circular one.
+    **Zero padding.** Output o reads the padded positions :math:`s o - p + d k`, all in :math:`[-p, n + p' - 1]`. Put the image on
+    a torus of N places, N a multiple of s, :math:`N \ge n + \max(p, p')` and :math:`N \ge s \cdot \mathrm{out}`, with zeros
+    elsewhere. The first condition keeps positions -p .. -1 and n .. n+p'-1 (taken modulo N) off the image, so each output equals
+    the output of the circular convolution at the same shift; the second keeps the shifts distinct. The zero-padded convolution is
+    therefore the circular one restricted to images that are zero outside the box (an isometric embedding) followed by dropping
+    outputs (a projection), and its norm is at most that of the circular one.
 
     **Groups** are a direct sum: the largest norm counts. **Dilation** moves the taps. Small operators with zero padding are
     materialised instead, since the torus does not see the borders.
 
-    Rounding: each transfer matrix is computed from tables of exponentials with an error of at most :math:`(64 + 8 \sum k) u` times the
-    l1 norms of the kernels, whose Frobenius norm over channels is added.
+    Rounding: each transfer matrix is computed from tables of exponentials with an error of at most :math:`(64 + 8 \sum k) u`
+    times the l1 norms of the kernels, whose Frobenius norm over channels is added.
 
     Args:
         weight: (out, in / groups, k_1, ..., k_d), d = 1, 2 or 3.
@@ -204,7 +205,9 @@ def convolution_norm(
     ).norm(tolerance)
 
 
-def resolve_padding(padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def resolve_padding(
+    padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
     """Return (before, after) by dimension, with ``"same"`` and ``"valid"`` spelt out as PyTorch has them."""
     if padding == "valid":
         return tuple((0, 0) for _ in kernel)
@@ -226,7 +229,7 @@ def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
 def _transfer_matrices(
     weight: Tensor, torus: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Iterator[Tensor]:
-    """Yield batches (F * groups, out / groups, in / groups * prod(stride)) of blocks that cover all frequencies up to conjugation."""
+    """Yield batches (F * groups, out / groups, in / groups * prod(stride)) of blocks for all frequencies up to conjugation."""
     tables = [_exponentials(n, k, d) for n, k, d in zip(torus, weight.shape[2:], dilation, strict=True)]
     coarse = [n // s for n, s in zip(torus, stride, strict=True)]
     # Real weights: the block at -nu is the conjugate of the block at nu with its columns permuted, so half a dimension will do.

@@ -55,19 +55,21 @@ def matrix_norm(matrix: Tensor, *, tolerance: float = TOLERANCE) -> float:
 def largest_norm(batch: Tensor, *, tolerance: float = TOLERANCE, floor: float = 0.0) -> float:
     r"""Return an upper bound of the largest spectral norm in a batch of matrices.
 
-    Gram iteration: with :math:`X_0 = A` and :math:`X_{k+1} = X_k^H X_k` one has :math:`\|X_k\|_2^2 = \|X_{k+1}\|_2` for every matrix,
-    so any bound of :math:`\|X_k\|_2` gives one of :math:`\|A\|_2` after k square roots, and its relative excess is divided by
-    :math:`2^k`. The bound used at the end is the smaller of the Frobenius norm and :math:`\sqrt{\|X\|_1 \|X\|_\infty}`.
+    Gram iteration: with :math:`X_0 = A` and :math:`X_{k+1} = X_k^H X_k` one has :math:`\|X_k\|_2^2 = \|X_{k+1}\|_2` for every
+    matrix, so any bound of :math:`\|X_k\|_2` gives one of :math:`\|A\|_2` after k square roots, and its relative excess is
+    divided by :math:`2^k`. The bound used at the end is the smaller of the Frobenius norm and :math:`\sqrt{\|X\|_1
+    \|X\|_\infty}`.
 
     Proof with rounding. Let Y be the computed product. A conventional product (any order of summation, fused or not) of matrices
     with inner dimension m satisfies :math:`|Y - X^H X| \le \gamma |X|^H |X|` entrywise with
     :math:`\gamma = \sqrt{2}\, 2m u / (1 - 2 m u)`, complex entries included (Higham 2002, section 3.5 and lemma 3.5), so
-    :math:`\|X\|_2^2 = \|X^H X\|_2 \le \|Y\|_2 + \gamma \|X\|_F^2`. Nothing else about Y is used, not even that it is Hermitian. Scaling by
-    powers of two is exact but for underflow, which is far below the error term, as the largest entry is at least 1/2 after scaling. Norms are
-    sums of non-negative terms and are enlarged by their own relative error. Hence the returned number is at least the true norm.
+    :math:`\|X\|_2^2 = \|X^H X\|_2 \le \|Y\|_2 + \gamma \|X\|_F^2`. Nothing else about Y is used, not even that it is Hermitian.
+    Scaling by powers of two is exact but for underflow, which is far below the error term, as the largest entry is at least 1/2
+    after scaling. Norms are sums of non-negative terms and are enlarged by their own relative error. Hence the returned number is
+    at least the true norm.
 
-    A matrix leaves the iteration early once its bound is below what another one is known to reach: that can never lower the result
-    below the truth, since the bounds of all matrices enter the maximum.
+    A matrix leaves the iteration early once its bound is below what another one is known to reach: that can never lower the
+    result below the truth, since the bounds of all matrices enter the maximum.
 
     Args:
         batch: (B, m, n), real or complex.
@@ -151,7 +153,8 @@ class _Iteration:
 
 
 def _frobenius(X: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(X, dim=(-2, -1))
+    norm: Tensor = torch.linalg.vector_norm(X, dim=(-2, -1))
+    return norm
 
 
 def _enlarged(value: Tensor, X: Tensor) -> Tensor:

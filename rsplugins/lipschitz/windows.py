@@ -1,7 +1,8 @@
 """Pooling and resizing, one spatial dimension at a time.
 
-Average pooling and linear interpolation act on each dimension by itself: their operator is a Kronecker product of one small matrix a
-dimension, whose norm is the product of the norms. Max pooling is bounded by how many windows see one pixel, also a product.
+Average pooling and linear interpolation act on each dimension by itself: their operator is a Kronecker product of one small
+matrix a dimension, whose norm is the product of the norms. Max pooling is bounded by how many windows see one pixel, also a
+product.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def most_windows(positions: Sequence[Sequence[int]]) -> int:
 def max_pool_norm(positions: Sequence[Sequence[Sequence[int]]]) -> float:
     r"""Return the Lipschitz constant of max pooling with these windows, given by dimension.
 
-    The maximum over a window moves by at most the largest move in it, so :math:`|y_o - y'_o|^2 \le \sum_{p \in o} |x_p - x'_p|^2`; summed
-    over the windows each pixel counts as often as windows see it, m times at most, hence :math:`\sqrt m`, with m the product over
-    the dimensions. It is reached where one pixel is the maximum of all its windows.
+    The maximum over a window moves by at most the largest move in it, so :math:`|y_o - y'_o|^2 \le \sum_{p \in o} |x_p -
+    x'_p|^2`; summed over the windows each pixel counts as often as windows see it, m times at most, hence :math:`\sqrt m`, with m
+    the product over the dimensions. It is reached where one pixel is the maximum of all its windows.
 
     Example:
         >>> max_pool_norm([pooling_positions(8, 4, 3, 2, 1)] * 2)

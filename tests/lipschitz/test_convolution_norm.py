@@ -34,7 +34,7 @@ def bound_of(layer, size, **changes):
 
 
 CASES = [
-    dict(kernel_size=k, stride=s, padding=p, dilation=d, groups=g, padding_mode=mode)
+    {"kernel_size": k, "stride": s, "padding": p, "dilation": d, "groups": g, "padding_mode": mode}
     for k, s, p, d, g, mode in itertools.product((1, 3, 4), (1, 2, 3), (0, 1, 2), (1, 2), (1, 2), ("zeros", "circular"))
     if d * (k - 1) + 1 <= 6 + 2 * p
 ]
@@ -100,7 +100,7 @@ def test_padding_by_name(padding):
 def test_large_zero_padded_images_use_the_torus_and_stay_close():
     torch.manual_seed(6)
     layer = nn.Conv2d(3, 8, 3, padding=1)
-    assert 3 * 24 * 24 > MATERIALISE_SIDE
+    assert MATERIALISE_SIDE < 3 * 24 * 24
     # Power iteration is a lower bound; what lies between it and the bound holds the truth.
     x = torch.randn(1, 3, 24, 24, dtype=torch.float64)
     weight = layer.weight.detach().double()
@@ -115,9 +115,11 @@ def test_large_zero_padded_images_use_the_torus_and_stay_close():
 def test_scaling_by_channel_is_folded_in_before_bounding():
     torch.manual_seed(8)
     conv, scale_in, scale_out = nn.Conv2d(4, 6, 3, groups=2, padding=1), torch.rand(4) * 5, torch.rand(6)
-    folded = Convolution(
-        conv.weight.detach().double(), (5, 5), (1, 1), ((1, 1), (1, 1)), (1, 1), 2
-    ).scaled_in(scale_in.double()).scaled_out(scale_out.double())
+    folded = (
+        Convolution(conv.weight.detach().double(), (5, 5), (1, 1), ((1, 1), (1, 1)), (1, 1), 2)
+        .scaled_in(scale_in.double())
+        .scaled_out(scale_out.double())
+    )
 
     class Whole(nn.Module):
         def __init__(self):

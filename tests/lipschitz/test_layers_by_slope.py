@@ -47,7 +47,9 @@ def test_tanh_gelu_by_grid():
     assert activations.GELU_TANH - 2e-4 < steepest < activations.GELU_TANH
 
 
-@pytest.mark.parametrize("settings", [(3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 1, 1), (3, 3, 0, 1), (5, 2, 2, 1), (3, 1, 0, 2), (2, 3, 0, 1)])
+@pytest.mark.parametrize(
+    "settings", [(3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 1, 1), (3, 3, 0, 1), (5, 2, 2, 1), (3, 1, 0, 2), (2, 3, 0, 1)]
+)
 def test_max_pool_factor_is_reached_and_never_exceeded(settings):
     k, s, p, d = settings
     n = 9
@@ -92,7 +94,9 @@ def test_adaptive_average_pool(out):
 
 
 @pytest.mark.parametrize("out", [5, 8, 16, 20])
-@pytest.mark.parametrize(("two", "one", "flag"), [("bilinear", "linear", False), ("bilinear", "linear", True), ("nearest", "nearest", None)])
+@pytest.mark.parametrize(
+    ("two", "one", "flag"), [("bilinear", "linear", False), ("bilinear", "linear", True), ("nearest", "nearest", None)]
+)
 def test_resizing(two, one, flag, out):
     matrix = windows.interpolation_matrix(8, out, one, flag, None)
     truth = svd_of(lambda units: F.interpolate(units, size=out, mode=two, align_corners=flag), 8)

@@ -1,0 +1,181 @@
+"""Cutting a Classifier into encoder and head at a named layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from rsplugins.classifier import Classifier
+from rsplugins.errors import RspluginsError, UnknownNameError, UsageError
+from rsplugins.lipschitz.analysis import Analysis, analyse
+from rsplugins.lipschitz.tracing import Traced, ancestors, total_operations
+
+_RENORMALISING = ("LayerNorm", "GroupNorm", "InstanceNorm", "layer_norm", "group_norm", "instance_norm", "normalize", "RMSNorm")
+
+
+class Split(NamedTuple):
+    """The two halves of a Classifier; unpacks as ``encoder, head``.
+
+    Attributes:
+        encoder: raw [0, 1] pixels to the latent; resizing and normalisation are inside.
+        head: the latent to logits.
+    """
+
+    encoder: nn.Module
+    head: nn.Module
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """A cut with what the latent certifier has to know of it.
+
+    Attributes:
+        split: the halves.
+        analysis: of the whole Classifier.
+        node: the node of the latent.
+        share: the encoder's share of all operations.
+        renormalises: the head's layers that normalise what they are given. Allowed, because they belong to the smoothed head: the
+            radius in the latent holds for any head.
+    """
+
+    split: Split
+    analysis: Analysis
+    node: fx.Node
+    share: float
+    renormalises: tuple[str, ...]
+
+
+def split_at(classifier: Classifier, layer: str, input_size: tuple[int, ...] | None = None) -> Split:
+    """Cut a Classifier behind a named layer and check that head(encoder(x)) equals the whole.
+
+    Args:
+        classifier: in eval mode; its weights are shared, not copied.
+        layer: path of the layer whose output is the latent, as ``classifier.module.named_modules()`` has it; ``"preprocess"``
+        cuts
+            behind the normalisation.
+        input_size: shape of one raw image; taken from the Classifier when left out.
+
+    Returns:
+        ``(encoder, head)``.
+
+    Raises:
+        UnknownNameError: there is no such layer.
+        UsageError: the head would need a second tensor from before the cut (a residual branch, a skip connection), the layer is
+            used several times or never, or the halves do not reproduce the whole.
+
+    Example:
+        >>> import torch, rsplugins
+        >>> module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> encoder, head = split_at(rsplugins.wrap(module, std=0.5, input_size=(1, 2, 2)), "1")
+        >>> encoder(torch.zeros(5, 1, 2, 2)).shape, head(torch.zeros(5, 3)).shape
+        (torch.Size([5, 3]), torch.Size([5, 2]))
+    """
+    return cut(analyse(classifier, input_size), classifier, layer).split
+
+
+def cut(analysis: Analysis, classifier: Classifier, layer: str) -> CutPoint:
+    """Do the same with an analysis at hand; returns more about the cut."""
+    node = _node(analysis, classifier, layer)
+    bypass = analysis.bypass(node)
+    if bypass is not None:
+        raise _multi_input(analysis, layer, node, bypass)
+    traced = analysis.traced
+    behind = ancestors(traced.output, node) - {node}
+    split = Split(_part(traced, traced.input, node, ancestors(node)), _part(traced, node, traced.output, behind))
+    size = traced.info[traced.input].shape
+    _check_same(classifier, split, layer, () if size is None else size[1:])
+    share = total_operations(traced, ancestors(node)) / total_operations(traced, set(traced.info))
+    names = [traced.path(n) for n in traced.graph.nodes if n in behind and _kind(traced, n).startswith(_RENORMALISING)]
+    return CutPoint(split, analysis, node, share, tuple(names))
+
+
+def _kind(traced: Traced, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return type(traced.root.get_submodule(str(node.target))).__name__
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _node(analysis: Analysis, classifier: Classifier, layer: str) -> fx.Node:
+    nodes = analysis.traced.outputs.get(layer, [])
+    if len(nodes) == 1:
+        if analysis.traced.info[nodes[0]].shape is None:
+            raise UsageError(
+                f"Layer {layer!r} does not return one tensor.", fix=f"Cut at another layer: {_suggestions(analysis)}."
+            )
+        return nodes[0]
+    if len(nodes) > 1:
+        raise UsageError(
+            f"Layer {layer!r} is called {len(nodes)} times, so a cut behind it is not one place.",
+            fix=f"Cut at another layer: {_suggestions(analysis)}.",
+        )
+    inside = next((path for path in analysis.traced.opaque if layer.startswith(f"{path}.")), None)
+    if inside is not None:
+        raise UsageError(
+            f"Layer {layer!r} lies inside {inside!r}, which torch.fx cannot trace: {analysis.traced.opaque[inside]}.",
+            fix=f"Cut at another layer: {_suggestions(analysis)}.",
+        )
+    modules = dict(classifier.module.named_modules())
+    if layer in modules:
+        raise UsageError(
+            f"Layer {layer!r} is not run on the way to the logits.", fix=f"Cut at another layer: {_suggestions(analysis)}."
+        )
+    known = [path for path in modules if path]
+    raise UnknownNameError("layer", layer, known, fix=f"Layers that can be cut at: {_suggestions(analysis)}.")
+
+
+def _suggestions(analysis: Analysis, near: fx.Node | None = None) -> str:
+    cuts = analysis.cut_nodes()
+    names = list(cuts)
+    if near is not None:
+        order = {node: i for i, node in enumerate(analysis.traced.graph.nodes)}
+        names.sort(key=lambda name: abs(order[cuts[name]] - order[near]))
+    return ", ".join(repr(name) for name in names[:6]) or "none: no layer's output carries everything"
+
+
+def _multi_input(analysis: Analysis, layer: str, node: fx.Node, bypass: tuple[fx.Node, fx.Node]) -> UsageError:
+    traced = analysis.traced
+    source, user = traced.path(bypass[0]), traced.path(bypass[1])
+    return UsageError(
+        f"The network cannot be cut at {layer!r}: the head would need {source!r} as well, which meets it again at {user!r}.",
+        cause="the cut lies inside a residual branch, or a skip connection crosses it. Noise on one of two inputs of the head "
+        "would not be noise on the latent, so the radius would not hold.",
+        fix=f"Cut where one tensor carries everything: {_suggestions(analysis, node)}.",
+    )
+
+
+def _part(traced: Traced, start: fx.Node, end: fx.Node, nodes: set[fx.Node]) -> nn.Module:
+    """Return the nodes from ``start`` (which becomes the input) to ``end`` as a module that shares the weights."""
+    graph = fx.Graph()
+    copies = {start: graph.placeholder("x")}
+    for node in traced.graph.nodes:
+        if node in nodes and node not in copies:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(copies[end])
+    return fx.GraphModule(traced.root, graph).eval()
+
+
+def _check_same(classifier: Classifier, split: Split, layer: str, size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((3, *size), generator=generator).to(classifier.device)
+    with torch.no_grad():
+        whole = classifier(images)
+        try:
+            halves = split.head(split.encoder(images))
+        except Exception as error:
+            raise RspluginsError(
+                f"The halves of the cut at {layer!r} do not run on a batch of three images: {str(error).splitlines()[0]}",
+                cause="the network uses its batch size as a number.",
+                fix="Cut at another layer.",
+            ) from error
+    if whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-4, atol=1e-5 * max(1.0, float(whole.abs().max()))):
+        return
+    gap = float((whole - halves).abs().max()) if whole.shape == halves.shape else math.nan
+    raise RspluginsError(
+        f"head(encoder(x)) differs from the whole network by {gap:.3g} at the cut {layer!r}.",
+        cause="the network's forward depends on something that tracing does not see: the batch, random numbers, a global state.",
+        fix="Cut at another layer, or make forward a pure function of its input.",
+    )

@@ -1,0 +1,259 @@
+"""The graph of a Classifier, by torch.fx, with what each node returned for one input."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rsplugins.classifier import Classifier
+from rsplugins.errors import UsageError
+
+PREPROCESS = "preprocess"
+"""Path of the node that resizes and normalises; a network's own layer of this name would have to be called otherwise."""
+
+_SHAPE_FUNCTIONS = {"size", "dim", "numel", "ndimension", "element_size"}
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
+
+
+class Preprocess(nn.Module):
+    """The Classifier's resizing and normalisation as a layer."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.origin = (classifier,)  # in a tuple: the network's weights must not appear twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the Classifier gives its module."""
+        return self.origin[0].preprocess(x)
+
+
+class Pipeline(nn.Module):
+    """A Classifier with its preprocessing as a layer of its own; the network's layers keep their paths below ``module``."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(classifier)
+        self.module = classifier.module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.module(self.preprocess(x))
+        return logits
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a node returned for one image.
+
+    Attributes:
+        shape: of a tensor, batch size 1; None for anything else.
+        static: the value, where it does not depend on the image's pixels (weights, numbers, shapes).
+        varying: whether it depends on the pixels.
+        operations: floating-point operations of this node.
+    """
+
+    shape: tuple[int, ...] | None
+    static: Any
+    varying: bool
+    operations: int
+
+
+@dataclass
+class Traced:
+    """A graph and what is known of its nodes.
+
+    Attributes:
+        root: the module that the graph's targets are found in.
+        graph: the graph.
+        info: by node.
+        outputs: by layer path (without the leading ``module.``): the nodes that its calls returned.
+        opaque: by layer path: why it could not be traced; it is one node of the graph.
+    """
+
+    root: Pipeline
+    graph: fx.Graph
+    info: dict[fx.Node, Info] = field(default_factory=dict)
+    outputs: dict[str, list[fx.Node]] = field(default_factory=dict)
+    opaque: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def input(self) -> fx.Node:
+        """The node of the image."""
+        found: fx.Node = next(node for node in self.graph.nodes if node.op == "placeholder")
+        return found
+
+    @property
+    def output(self) -> fx.Node:
+        """The node whose value is the logits."""
+        final = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        if not isinstance(final, fx.Node):
+            raise UsageError(
+                f"The network returns {type(final).__name__} instead of one tensor of logits.",
+                fix="Wrap it in a module whose forward returns the logits alone.",
+            )
+        return final
+
+    def needed(self) -> set[fx.Node]:
+        """Return the nodes that the logits are computed from."""
+        return ancestors(self.output)
+
+    def path(self, node: fx.Node) -> str:
+        """Return a name of a node that a reader finds in the model: a layer path where there is one."""
+        if node.op == "call_module":
+            return public_path(str(node.target))
+        stack = [str(path) for path in node.meta.get("nn_module_stack", {})]
+        inner = public_path(stack[-1]) if stack else ""
+        return inner if inner not in ("", "module") else node.name
+
+
+def public_path(path: str) -> str:
+    """Return a layer path as the user knows it, relative to the Classifier's module."""
+    return path.removeprefix("module.")
+
+
+def ancestors(node: fx.Node, stop: fx.Node | None = None) -> set[fx.Node]:
+    """Return a node and all it is computed from, not looking behind ``stop``."""
+    seen, stack = set(), [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen.add(current)
+            if current is not stop:
+                stack.extend(current.all_input_nodes)
+    return seen
+
+
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """Return all that is computed from a node, without the node."""
+    seen: set[fx.Node] = set()
+    stack = list(node.users)
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.users)
+    return seen
+
+
+class _Tracer(fx.Tracer):
+    """Traces through everything but known leaves; a layer that cannot be traced becomes one opaque node."""
+
+    def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.outputs: dict[str, list[fx.Node]] = defaultdict(list)
+        self.opaque: dict[str, str] = {}
+        self._is_leaf = is_leaf
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Preprocess) or self._is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        path = self.path_of_module(m)
+        scope, stack = self.scope, self.module_stack.copy()
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            if path == "module" or not _plain((args, kwargs)):
+                raise
+            self.scope, self.module_stack = scope, stack  # the failed attempt may have left its own behind
+            self.opaque[public_path(path)] = str(error).split("\n")[0]
+            result = self.create_proxy("call_module", path, args, kwargs)
+        if isinstance(result, fx.Proxy):
+            self.outputs[public_path(path)].append(result.node)
+        return result
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(_plain(v) for v in value.values())
+    return value is None or isinstance(value, (fx.Proxy, int, float, bool, str, Tensor))
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the graph once and notes shapes, constants and operations."""
+
+    def __init__(self, traced: Traced, counter: FlopCounterMode) -> None:
+        super().__init__(traced.root, graph=traced.graph)
+        self.traced = traced
+        self.counter = counter
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        if n.op != "output":
+            varying = n.op == "placeholder" or any(self.traced.info[i].varying for i in n.all_input_nodes)
+            varying = varying and not _reads_shape(n)
+            shape = tuple(result.shape) if isinstance(result, Tensor) else None
+            operations = self.counter.get_total_flops() - before
+            self.traced.info[n] = Info(shape, None if varying else result, varying, operations)
+        return result
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _SHAPE_FUNCTIONS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> Traced:
+    """Trace a Classifier and run it once on a grey image.
+
+    Args:
+        classifier: in eval mode.
+        input_size: shape of one raw image; taken from the Classifier when left out.
+
+    Raises:
+        UsageError: the network's own forward branches on its input, returns something else than a tensor, is in training mode, or
+            the size is not known.
+    """
+    from rsplugins.lipschitz.calls import is_known_module
+
+    classifier.check_ready()
+    size = input_size or classifier.input_size
+    if size is None:
+        raise UsageError(
+            "The size of the images is not known, and the bound of a convolution depends on it.",
+            fix="Pass input_size=(C, H, W) to wrap().",
+        )
+    root = Pipeline(classifier).eval()
+    tracer = _Tracer(is_known_module)
+    try:
+        graph = tracer.trace(root)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(
+            f"{type(classifier.module).__name__} cannot be traced by torch.fx: {reason}.",
+            cause="its forward has control flow that depends on the input, or unpacks a tensor.",
+            fix="Rewrite that part, or move it into a layer of its own: such a layer stands in the graph as one node.",
+        ) from error
+    traced = Traced(root, graph, outputs=dict(tracer.outputs), opaque=tracer.opaque)
+    _drop_unused(traced)
+    counter = FlopCounterMode(display=False)
+    image = torch.full((1, *size), 0.5, device=classifier.device)
+    with torch.no_grad(), counter:
+        _Recorder(traced, counter).run(image)
+    return traced
+
+
+def _drop_unused(traced: Traced) -> None:
+    # Failed attempts at tracing a layer leave nodes behind that nothing uses; assertions are of no use here either.
+    needed = traced.needed() | {traced.input}
+    for node in reversed(list(traced.graph.nodes)):
+        if node.op != "output" and node not in needed:
+            traced.graph.erase_node(node)
+    traced.outputs = {
+        path: kept for path, nodes in traced.outputs.items() if (kept := [node for node in nodes if node in needed])
+    }
+
+
+def total_operations(traced: Traced, nodes: set[fx.Node]) -> int:
+    """Return the operations of some nodes; at least 1, so that shares can be taken."""
+    return max(1, sum(traced.info[node].operations for node in nodes if node in traced.info))
