@@ -164,3 +164,78 @@ class AlphaCrown(BoundCertifier):
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
         """See :func:`rsplugins.lirpa.claims.alpha_crown`."""
         return claims.alpha_crown(evidence, parameters)
+
+
+class EtbParameters(BoundParameters):
+    """Parameters of ``etb``.
+
+    Attributes:
+        variant: ``"blocks"``, block by block through the network; or ``"whole"``, one masked Jacobian of all of it (linf only).
+    """
+
+    variant: Literal["blocks", "whole"] = "blocks"
+
+
+class Etb(BoundCertifier):
+    """Expected tight bounds. ESTIMATE: they can be too tight, and never certify anything."""
+
+    Parameters = EtbParameters
+    parameters: EtbParameters
+
+    def __init__(self, classifier: Classifier, parameters: EtbParameters, execution: Execution) -> None:
+        if parameters.variant == "whole" and parameters.norm is not Norm.LINF:
+            raise ParameterError(
+                f"etb with variant=whole has no {parameters.norm} ball.",
+                cause="the method is defined for boxes.",
+                fix="Use norm=linf, or variant=blocks.",
+            )
+        super().__init__(classifier, parameters, execution)
+
+    def operators(self) -> Operators:
+        """Return ETB's operators, or none for the whole-network variant, which starts from interval bounds."""
+        from rsplugins.lirpa.etb import ETB
+
+        return ETB if self.parameters.variant == "blocks" else {}
+
+    def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
+        if self.parameters.variant == "blocks":
+            return super()._margins(images, eps, specification)
+        from rsplugins.lirpa.whole import whole_network_bounds
+
+        assert self._network is not None  # as in the base class
+        return whole_network_bounds(
+            self._network, images, eps, clip=self.parameters.clip, specification=specification.to(self._network.dtype)
+        )[0]
+
+    @staticmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """See :func:`rsplugins.lirpa.claims.etb`."""
+        return claims.etb(evidence, parameters)
+
+
+class SoundEtbParameters(BoundParameters):
+    """Parameters of ``sound-etb``.
+
+    Attributes:
+        slope: of unstable neurons: ``"chord"``, or ``"pass"`` for a pass-through as in ETB itself, which is looser.
+    """
+
+    slope: Literal["chord", "pass"] = "chord"
+
+
+class SoundEtb(BoundCertifier):
+    """Expected tight bounds made sound, block by block, never wider than interval bounds. DETERMINISTIC."""
+
+    Parameters = SoundEtbParameters
+    parameters: SoundEtbParameters
+
+    def operators(self) -> Operators:
+        """Return sound ETB's operators."""
+        from rsplugins.lirpa.etb import PASS_THROUGH, SOUND_ETB
+
+        return SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
+
+    @staticmethod
+    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
+        """See :func:`rsplugins.lirpa.claims.sound_etb`."""
+        return claims.sound_etb(evidence, parameters)

@@ -6,8 +6,8 @@ Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
      "certified": {"eps": 0.031, "margins": [K - 1 lower bounds]} or None,
      "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None}
 
-``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not a
-number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
+``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not
+a number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def bounds_claim(
         The claim; radius 0.0 with the clean prediction when nothing is certified, which is true of any classifier.
 
     Example:
-        >>> evidence = {"logits": [3.0, 1.0], "certified": {"eps": 0.25, "margins": [0.5]}, "refuted": {"eps": 0.26, "margins": [-0.1]}}
+        >>> refuted = {"eps": 0.26, "margins": [-0.1]}
+        >>> evidence = {"logits": [3.0, 1.0], "certified": {"eps": 0.25, "margins": [0.5]}, "refuted": refuted}
         >>> claim = bounds_claim(evidence, {"norm": "linf", "dtype": "float64"}, rule="ibp")
         >>> claim.prediction, claim.radius, str(claim.guarantee)
         (0, 0.25, 'deterministic')
@@ -103,7 +104,7 @@ def alpha_crown(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
 
 def sound_etb(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
     """Expected tight bounds plus the correction of the unstable neurons, intersected with interval bounds."""
-    return bounds_claim(evidence, parameters, rule="sound-etb")
+    return bounds_claim(evidence, parameters, rule=f"sound-etb ({parameters.get('slope', 'chord')})")
 
 
 def etb(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

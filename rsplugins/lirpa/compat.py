@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import types
 import warnings
@@ -22,8 +23,9 @@ def bridge_auto_lirpa() -> types.ModuleType:
 
     Release 0.3 needs four names that current torch and numpy no longer have: ``torch.onnx.symbolic_helper._set_opset_version``,
     ``numpy.lib.arraysetops.isin``, item access on ``torch._C.Node``, and ``_named_members(..., remove_duplicate=...)`` on its
-    BoundedModule. The first two exist only while it is being imported; the other two only add what is missing. Its traces also fix
-    the batch size that ``x.view(x.size(0), -1)`` saw, unless the exporter is told that the batch is dynamic, as 0.7 tells it.
+    BoundedModule. The first two exist only while it is being imported; the other two only add what is missing. Its traces also
+    fix the batch size that ``x.view(x.size(0), -1)`` saw, unless the exporter is told that the batch is dynamic, as 0.7 tells it.
+    And its intervals of a last linear layer without bias cannot take a specification.
     Releases that do all this by themselves are left alone.
 
     Raises:
@@ -34,13 +36,26 @@ def bridge_auto_lirpa() -> types.ModuleType:
         return loaded
     if importlib.util.find_spec("auto_LiRPA") is None:
         raise PluginUnavailableError("auto-LiRPA is not installed.", cause="it is optional.", fix=INSTALL)
-    # It calls warnings.simplefilter("once") at import, which would change every other library's warnings.
-    with warnings.catch_warnings(), _names_missing_at_import():
+    # It calls warnings.simplefilter("once") at import, which would change every other library's warnings; its own, about the
+    # torch names it uses, say nothing to our users.
+    with warnings.catch_warnings(record=True), _without_log_of("torch.utils.cpp_extension"), _names_missing_at_import():
         module = importlib.import_module("auto_LiRPA")
     _node_item_access()
     _named_members(module.BoundedModule)
+    _specification_of_products(importlib.import_module("auto_LiRPA.bound_ops"))
     _dynamic_batch(importlib.import_module("auto_LiRPA.parse_graph"))
     return module
+
+
+@contextmanager
+def _without_log_of(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -48,7 +63,7 @@ def _names_missing_at_import() -> Iterator[None]:
     import numpy
     import torch.onnx.symbolic_helper as helper
 
-    added: list[Callable[[], None]] = []
+    added: list[Callable[[], object]] = []
     if not hasattr(helper, "_set_opset_version"):
         helper._set_opset_version = _set_opset_version  # type: ignore[attr-defined]
         added.append(lambda: delattr(helper, "_set_opset_version"))
@@ -56,7 +71,7 @@ def _names_missing_at_import() -> Iterator[None]:
         module = types.ModuleType("numpy.lib.arraysetops")
         module.isin = numpy.isin  # type: ignore[attr-defined]
         sys.modules[module.__name__] = module
-        added.append(lambda: sys.modules.pop("numpy.lib.arraysetops", None) and None)
+        added.append(lambda: sys.modules.pop("numpy.lib.arraysetops", None))
     try:
         yield
     finally:
@@ -133,3 +148,16 @@ def _dynamic_batch(parse_graph: Any) -> None:
         return graph
 
     parse_graph._optimize_graph = optimize_graph
+
+
+def _specification_of_products(operators: Any) -> None:
+    import inspect
+
+    linear, product = operators.BoundLinear, operators.BoundMatMul
+    if "C" in inspect.signature(product.interval_propagate).parameters:
+        return
+
+    def interval_propagate(self: Any, *v: Any, C: Any = None) -> Any:
+        return linear.interval_propagate(self, *v, C=C)
+
+    product.interval_propagate = interval_propagate

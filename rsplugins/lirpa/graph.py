@@ -41,7 +41,9 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
     pair = example[:1].detach().expand(2, *example.shape[1:]).contiguous()
     with _without_dropout(module), exporter_settings_kept(), quiet():
         try:
-            graph = lirpa.BoundedModule(module, pair, device=pair.device, custom_ops=dict(operators or {}))
+            graph = lirpa.BoundedModule(
+                module, pair, bound_opts=_options(module), device=pair.device, custom_ops=dict(operators or {})
+            )
         except NotImplementedError as error:
             raise unsupported(module, pair, operators, error) from error
         except Exception as error:
@@ -75,6 +77,12 @@ def check_module(module: nn.Module) -> None:
                 cause="training diverged, or the checkpoint is damaged.",
                 fix="Load another checkpoint.",
             )
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    # The patches mode of both releases takes a grouped kernel for a full one, and refuses dilation.
+    unusual = any(isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.dilation != (1, 1)) for layer in module.modules())
+    return {"conv_mode": "matrix"} if unusual else {}
 
 
 @contextlib.contextmanager
@@ -175,7 +183,7 @@ def _layer_of(module: nn.Module, example: Tensor, operators: Operators | None, o
     """Find the leaf layer that brings an operator, by tracing each one alone on what it was given."""
     given: dict[str, Tensor] = {}
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: given.setdefault(name, inputs[0]))  # type: ignore[misc]
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: given.setdefault(name, inputs[0]))
         for name, layer in module.named_modules()
         if not any(True for _ in layer.children())
     ]

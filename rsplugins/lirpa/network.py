@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,7 +119,7 @@ class BoundNetwork:
         lowers: dict[int, Tensor] = {}
         uppers: dict[int, Tensor] = {}
         specification = arguments.pop("specification")
-        for value in radius.unique().tolist():
+        for value in sorted(set(radius.tolist())):
             rows = (radius == value).nonzero().flatten()
             ball = lirpa.PerturbationLpNorm(norm=ORDERS[norm], eps=value / scale)
             center = lirpa.BoundedTensor(self._normalise(images[rows]), ball)
@@ -130,7 +132,7 @@ class BoundNetwork:
 
     def _compute(self, center: Any, *, method: str, specification: Tensor | None, upper: bool) -> tuple[Tensor, Tensor | None]:
         try:
-            with quiet():
+            with quiet(), _default_dtype(self.dtype):
                 low, high = self.graph.compute_bounds(
                     x=(center,), C=specification, method=method, bound_lower=True, bound_upper=upper or method == "ibp"
                 )
@@ -145,6 +147,17 @@ class BoundNetwork:
         if self._std is not None:
             images = images / self._std.view(-1, *trailing)
         return images
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    # Both releases make some constants in the default dtype and then mix them with the network's.
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kept)
 
 
 def _split(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Tensor | None, Tensor | None]:

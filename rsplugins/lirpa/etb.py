@@ -1,0 +1,160 @@
+r"""Expected tight bounds as auto-LiRPA operators, and a sound form of them.
+
+A block is :math:`g(x) = A_2\,\mathrm{relu}(A_1 x + b_1) + b_2`, over a box with centre c and half-widths d, with pre-activations
+between l and u.
+
+* ETB (Alsubaihi, Bibi, Alfadly, Hamdi, Ghanem, arXiv 1905.12418): with :math:`M = \mathrm{diag}(1\{u \ge 0\})`, the bounds
+  :math:`A_2 M (A_1 c + b_1) + b_2 \mp |A_2 M A_1|\,d`. Unstable neurons pass through as if they were active, so the bounds are
+  not sound: :math:`|x| = \mathrm{relu}(x) + \mathrm{relu}(-x)` on [-1, 1] gets [0, 0]. ESTIMATE.
+* Sound ETB (ours): an unstable neuron is :math:`\mathrm{relu}(z) = s z + r`. Passed through, s = 1 and r lies in [0, -l]; along
+  its chord, s = u / (u - l) and r lies in [0, -s l], which is never more and often several times less, and is the default. With
+  :math:`S = \mathrm{diag}(s)` (1 where active, 0 where inactive) the bounds are those of ETB with S for M, the upper one plus
+  :math:`\max(A_2, 0)(-S l)` and the lower one plus :math:`\min(A_2, 0)(-S l)` over the unstable neurons; then both are
+  intersected with interval bounds, so they are never wider. On the example the chord gives [0, 1], the truth. DETERMINISTIC.
+
+Deep networks go block by block. ETB's blocks do not overlap, as published: the layer after a block starts the next one, from its
+box. Sound ETB closes a block at every layer, which is sound and tighter. For an l2 or l1 ball at the input, the row norms of the
+first block are taken in the dual norm.
+
+The operators are passed to one BoundedModule through ``custom_ops``; see :data:`ETB` and :data:`SOUND_ETB`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rsplugins.lirpa.blocks import Block, find_block, layer_of
+from rsplugins.lirpa.compat import bridge_auto_lirpa
+from rsplugins.lirpa.rows import Dense, Layer, deviation
+
+bridge_auto_lirpa()
+from auto_LiRPA.bound_ops import BoundConv, BoundLinear, BoundMatMul  # noqa: E402
+
+Bounds = tuple[Tensor, Tensor]
+Slope = Literal["chord", "pass"]
+"""What an unstable neuron is replaced by: its chord, or a pass-through."""
+
+
+def estimate(closing: Layer, block: Block) -> Bounds:
+    """Return ETB's bounds of a block: not sound."""
+    upper = block.preactivation[1]
+    return _centered(closing, block, (upper >= 0).to(upper.dtype))
+
+
+def sound(closing: Layer, block: Block, slope: Slope = "chord") -> Bounds:
+    """Return the sound bounds of a block, not yet intersected with interval bounds."""
+    lower, upper = block.preactivation
+    unstable = (lower < 0) & (upper > 0)
+    if slope == "pass":
+        slopes = ((lower >= 0) | unstable).to(upper.dtype)
+    else:
+        # The inner `where` keeps a division by zero out of the gradient.
+        slopes = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(upper.dtype))
+    gap = torch.where(unstable, -lower * slopes, 0.0)
+    low, high = _centered(closing, block, slopes)
+    return low + closing.sided(gap, -1), high + closing.sided(gap, 1)
+
+
+def _centered(closing: Layer, block: Block, slopes: Tensor) -> Bounds:
+    opening, (center, ball) = block.opening, block.center_and_ball
+    middle = closing.apply(slopes * opening.apply(center))
+    spread = deviation(closing, slopes, opening, ball)
+    return middle - spread, middle + spread
+
+
+class _Etb:
+    """Interval propagation of ETB: not sound, an estimate."""
+
+    def interval_propagate(self: Any, *v: Any, C: Tensor | None = None) -> Any:
+        """Bound this node's output from its inputs' intervals, with the specification ``C`` merged in when there is one."""
+        block = find_block(self)
+        if block is None or _closes(block.first) or not block.is_bounded:
+            return _plain(self, v, C)
+        return estimate(_specified(layer_of(self), C), block)
+
+
+class _SoundEtb:
+    """Interval propagation of sound ETB: never wider than plain interval bounds."""
+
+    slope: ClassVar[Slope] = "chord"
+
+    def interval_propagate(self: Any, *v: Any, C: Tensor | None = None) -> Any:
+        """Bound this node's output from its inputs' intervals, with the specification ``C`` merged in when there is one."""
+        low, high = _plain(self, v, C)
+        block = find_block(self)
+        if block is None or not block.is_bounded:
+            return low, high
+        other_low, other_high = sound(_specified(layer_of(self), C), block, self.slope)
+        return torch.maximum(low, other_low), torch.minimum(high, other_high)
+
+
+def _plain(node: Any, v: Any, C: Tensor | None) -> Bounds:
+    kind = BoundConv if isinstance(node, BoundConv) else BoundLinear
+    low, high = kind.interval_propagate(node, *v, **({} if C is None else {"C": C}))
+    return low, high
+
+
+def _closes(node: Any) -> bool:
+    """Whether an ETB block ends at a node, so that the next one has to start there."""
+    if not isinstance(node, _Etb):
+        return False
+    block = find_block(node)
+    return block is not None and not _closes(block.first)
+
+
+def _specified(layer: Layer, C: Tensor | None) -> Layer:
+    if C is None:
+        return layer
+    assert isinstance(layer, Dense)  # auto-LiRPA merges a specification into linear nodes only
+    return Dense(C @ layer.weight, None if layer.bias is None else C @ layer.bias)
+
+
+class EtbLinear(_Etb, BoundLinear):  # type: ignore[misc]
+    """``onnx::Gemm`` with expected tight bounds. ESTIMATE."""
+
+
+class EtbMatMul(_Etb, BoundMatMul):  # type: ignore[misc]
+    """``onnx::MatMul``, which a linear layer without bias becomes, with expected tight bounds. ESTIMATE."""
+
+
+class EtbConv(_Etb, BoundConv):  # type: ignore[misc]
+    """``onnx::Conv`` with expected tight bounds. ESTIMATE."""
+
+
+class SoundEtbLinear(_SoundEtb, BoundLinear):  # type: ignore[misc]
+    """``onnx::Gemm`` with sound expected tight bounds. DETERMINISTIC."""
+
+
+class SoundEtbMatMul(_SoundEtb, BoundMatMul):  # type: ignore[misc]
+    """``onnx::MatMul`` with sound expected tight bounds. DETERMINISTIC."""
+
+
+class SoundEtbConv(_SoundEtb, BoundConv):  # type: ignore[misc]
+    """``onnx::Conv`` with sound expected tight bounds. DETERMINISTIC."""
+
+
+class _PassThrough:
+    slope: ClassVar[Slope] = "pass"
+
+
+class PassThroughLinear(_PassThrough, SoundEtbLinear):
+    """``onnx::Gemm`` with sound expected tight bounds, unstable neurons passed through. DETERMINISTIC."""
+
+
+class PassThroughMatMul(_PassThrough, SoundEtbMatMul):
+    """``onnx::MatMul`` with sound expected tight bounds, unstable neurons passed through. DETERMINISTIC."""
+
+
+class PassThroughConv(_PassThrough, SoundEtbConv):
+    """``onnx::Conv`` with sound expected tight bounds, unstable neurons passed through. DETERMINISTIC."""
+
+
+ETB = {"onnx::Gemm": EtbLinear, "onnx::MatMul": EtbMatMul, "onnx::Conv": EtbConv}
+"""Operators of expected tight bounds, block by block. ESTIMATE."""
+SOUND_ETB = {"onnx::Gemm": SoundEtbLinear, "onnx::MatMul": SoundEtbMatMul, "onnx::Conv": SoundEtbConv}
+"""Operators of sound expected tight bounds. DETERMINISTIC."""
+PASS_THROUGH = {"onnx::Gemm": PassThroughLinear, "onnx::MatMul": PassThroughMatMul, "onnx::Conv": PassThroughConv}
+"""Operators of sound expected tight bounds in their first form, unstable neurons passed through. DETERMINISTIC."""
