@@ -19,6 +19,9 @@ from rsplugins.classifier import ChannelValues, Classifier, wrap
 from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError, did_you_mean
 from rsplugins.models import checkpoint
 
+_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+"""Prefixes by which timm takes models that are not in its own list: ``timm:hf-hub:OWNER/NAME``."""
+
 
 def load(
     reference: str,
@@ -33,7 +36,8 @@ def load(
     """Load a timm model.
 
     Args:
-        reference: a timm name with or without tag, such as ``"resnet18"`` or ``"resnet18.a1_in1k"``.
+        reference: a timm name with or without tag, such as ``"resnet18"`` or ``"resnet18.a1_in1k"``; or
+            ``"hf-hub:OWNER/NAME"``, ``"local-dir:PATH"`` as timm has them.
         pretrained: weights from the hub (or its local cache); by default yes, unless ``checkpoint_path`` is given. False leaves
             random weights.
         checkpoint_path: local weights instead: safetensors, or .pt/.pth holding tensors only.
@@ -47,14 +51,8 @@ def load(
         CheckpointError: the hub is out of reach, or the weights do not fit.
         ParameterError: the model has no classification head, or an argument it does not take.
     """
-    name, _, tag = reference.partition(".")
-    if not timm.is_model(name):
-        raise UnknownNameError(
-            "timm model", name, timm.list_models(), fix="List them: python -c 'import timm; print(timm.list_models())'."
-        )
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
-    if tag and tag not in tags:
-        raise UnknownNameError(f"pretrained tag of timm:{name}", tag, tags)
+    if not reference.startswith(_ELSEWHERE):
+        _check_name(reference)
     from_hub = checkpoint_path is None if pretrained is None else pretrained
     if from_hub and checkpoint_path is not None:
         raise ParameterError("pretrained=True and checkpoint_path name two sources of weights.", fix="Leave one of them out.")
@@ -70,6 +68,17 @@ def load(
         input_size=_input_size(spec, arguments),
         source=f"timm:{reference}",
     )
+
+
+def _check_name(reference: str) -> None:
+    name, _, tag = reference.partition(".")
+    if not timm.is_model(name):
+        raise UnknownNameError(
+            "timm model", name, timm.list_models(), fix="List them: python -c 'import timm; print(timm.list_models())'."
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in tags:
+        raise UnknownNameError(f"pretrained tag of timm:{name}", tag, tags)
 
 
 def _create(reference: str, from_hub: bool, num_classes: int | None, arguments: dict[str, Any]) -> nn.Module:
