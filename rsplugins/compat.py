@@ -6,10 +6,15 @@ import contextlib
 import importlib
 import importlib.resources
 import importlib.util
+import inspect
+import logging
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rsplugins.errors import PluginUnavailableError
 
 
 @contextlib.contextmanager
@@ -69,3 +74,146 @@ def _importable(name: str) -> bool:
         return name in sys.modules or importlib.util.find_spec(name) is not None
     except ValueError:  # a module put into sys.modules by hand
         return True
+
+
+def bridge_auto_lirpa() -> types.ModuleType:
+    """Import auto-LiRPA, whichever release is installed, and return it.
+
+    Release 0.3 needs four names that current torch and numpy no longer have: ``torch.onnx.symbolic_helper._set_opset_version``,
+    ``numpy.lib.arraysetops.isin``, item access on ``torch._C.Node``, and ``_named_members(..., remove_duplicate=...)`` on its
+    BoundedModule. The first two exist only while it is being imported; the other two only add what is missing. Its traces also
+    fix the batch size that ``x.view(x.size(0), -1)`` saw, unless the exporter is told that the batch is dynamic, as 0.7 tells it.
+    And its intervals of a last linear layer without bias cannot take a specification.
+    Releases that do all this by themselves are left alone.
+
+    Raises:
+        PluginUnavailableError: when auto-LiRPA is not installed.
+    """
+    loaded = sys.modules.get("auto_LiRPA")
+    if loaded is not None and hasattr(loaded, "BoundedModule"):
+        return loaded
+    if importlib.util.find_spec("auto_LiRPA") is None:
+        raise PluginUnavailableError(
+            "auto-LiRPA is not installed.",
+            cause="it is optional; its registry release 0.3 declares torch < 1.13, although it runs on today's.",
+            fix="pip install --no-deps 'auto-LiRPA>=0.3' appdirs setuptools",
+        )
+    # It calls warnings.simplefilter("once") at import, which would change every other library's warnings; its own, about the
+    # torch names it uses, say nothing to our users.
+    with warnings.catch_warnings(record=True), _without_log_of("torch.utils.cpp_extension"), _names_missing_at_import():
+        module = importlib.import_module("auto_LiRPA")
+    _node_item_access()
+    _named_members(module.BoundedModule)
+    _specification_of_products(importlib.import_module("auto_LiRPA.bound_ops"))
+    _dynamic_batch(importlib.import_module("auto_LiRPA.parse_graph"))
+    return module
+
+
+@contextlib.contextmanager
+def _without_log_of(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _names_missing_at_import() -> Iterator[None]:
+    import numpy
+    import torch.onnx.symbolic_helper as helper
+
+    added: list[Callable[[], object]] = []
+    if not hasattr(helper, "_set_opset_version"):
+        helper._set_opset_version = _set_opset_version  # type: ignore[attr-defined]
+        added.append(lambda: delattr(helper, "_set_opset_version"))
+    if "numpy.lib.arraysetops" not in sys.modules and importlib.util.find_spec("numpy.lib.arraysetops") is None:
+        module = types.ModuleType("numpy.lib.arraysetops")
+        module.isin = numpy.isin  # type: ignore[attr-defined]
+        sys.modules[module.__name__] = module
+        added.append(lambda: sys.modules.pop("numpy.lib.arraysetops", None))
+    try:
+        yield
+    finally:
+        for remove in added:
+            remove()
+
+
+@contextlib.contextmanager
+def exporter_settings_kept() -> Iterator[None]:
+    """Restore the ONNX exporter's global settings afterwards: both releases of auto-LiRPA change them while they trace."""
+    settings = _exporter_settings()
+    kept = dict(vars(settings))
+    try:
+        yield
+    finally:
+        vars(settings).update(kept)
+
+
+def _set_opset_version(version: int) -> None:
+    _exporter_settings().export_onnx_opset_version = version
+
+
+def _exporter_settings() -> Any:
+    # torch 2.9 moved the exporter's settings.
+    for name in ("torch.onnx._internal.torchscript_exporter._globals", "torch.onnx._globals"):
+        try:
+            return importlib.import_module(name).GLOBALS
+        except ModuleNotFoundError:
+            continue
+    raise PluginUnavailableError(
+        "auto-LiRPA cannot trace models with this torch.",
+        cause="the TorchScript exporter's settings are in neither of the two places where torch 2.3 to 2.15 has them.",
+        fix="Use a torch release up to 2.15.",
+    )
+
+
+def _node_item_access() -> None:
+    import torch
+
+    node: Any = torch._C.Node
+    if not hasattr(node, "__getitem__"):
+        node.__getitem__ = lambda self, key: getattr(self, self.kindOf(key))(key)
+
+
+def _named_members(bounded_module: Any) -> None:
+    original = bounded_module._named_members
+    if "remove_duplicate" in inspect.signature(original).parameters:
+        return
+
+    def named_members(
+        self: Any, get_members_fn: Any, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Any:
+        return original(self, get_members_fn, prefix=prefix, recurse=recurse)
+
+    bounded_module._named_members = named_members
+
+
+def _dynamic_batch(parse_graph: Any) -> None:
+    if "dynamic_axes" in inspect.getsource(parse_graph.parse_module):
+        return
+    original = parse_graph._optimize_graph
+
+    def optimize_graph(graph: Any, operator_export_type: Any, **options: Any) -> Any:
+        primary = next(iter(graph.inputs()))
+        name, sizes = primary.debugName(), primary.type().sizes()
+        graph = original(graph, operator_export_type, input_names=[name], dynamic_axes={name: {0: "batch"}}, **options)
+        # Release 0.3 compares the type with the example, and knows no open sizes.
+        primary = next(iter(graph.inputs()))
+        primary.setType(primary.type().with_sizes(sizes))
+        return graph
+
+    parse_graph._optimize_graph = optimize_graph
+
+
+def _specification_of_products(operators: Any) -> None:
+    linear, product = operators.BoundLinear, operators.BoundMatMul
+    if "C" in inspect.signature(product.interval_propagate).parameters:
+        return
+
+    def interval_propagate(self: Any, *v: Any, C: Any = None) -> Any:
+        return linear.interval_propagate(self, *v, C=C)
+
+    product.interval_propagate = interval_propagate

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsplugins.lirpa.compat import bridge_auto_lirpa
+from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.rows import Ball, Convolution, Dense, Layer
 
 bridge_auto_lirpa()

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rsplugins.lirpa.blocks import Block, find_block, layer_of
-from rsplugins.lirpa.compat import bridge_auto_lirpa
+from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.rows import Dense, Layer, deviation
 
 bridge_auto_lirpa()

@@ -8,11 +8,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rsplugins.errors import CheckpointError, ParameterError, UsageError
-from rsplugins.lirpa.compat import bridge_auto_lirpa, exporter_settings_kept
+from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
 from rsplugins.lirpa.layers import nearest_supported
 
 Operators = Mapping[str, type]
@@ -87,12 +88,13 @@ def _options(module: nn.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep auto-LiRPA's prints and log lines off standard output, which belongs to the command's own result."""
+    """Keep auto-LiRPA's prints, log lines and warnings away: standard output belongs to the command's own result."""
     logger = logging.getLogger("auto_LiRPA.utils")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        # For l1 balls it divides by zero on the way to the dual norm inf.
+        with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore"):
             yield
     finally:
         logger.setLevel(level)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rsplugins.certificate import Norm
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.compat import bridge_auto_lirpa
+from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.graph import Operators, bounded, quiet, unsupported
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
@@ -108,33 +108,35 @@ class BoundNetwork:
             # Inputs that lie outside the box themselves stay inside their own ball.
             low, high = torch.maximum(low, images.clamp(max=0)), torch.minimum(high, images.clamp(min=1))
         low, high = self._normalise(low), self._normalise(high)
-        lirpa = bridge_auto_lirpa()
-        ball = lirpa.PerturbationLpNorm(norm=math.inf, eps=float(radius.max()), x_L=low, x_U=high)
-        return self._compute(lirpa.BoundedTensor((low + high) / 2, ball), **arguments)
+        ball = {"norm": math.inf, "eps": float(radius.max()), "x_L": low, "x_U": high}
+        return self._compute((low + high) / 2, ball, **arguments)
 
     def _over_ball(self, images: Tensor, radius: Tensor, norm: Norm, **arguments: Any) -> tuple[Tensor, Tensor | None]:
         scale = 1.0 if self._std is None else float(self._std.min())
-        lirpa = bridge_auto_lirpa()
         # auto-LiRPA takes one radius for a batch in these norms, so inputs of equal radius go together.
         lowers: dict[int, Tensor] = {}
         uppers: dict[int, Tensor] = {}
         specification = arguments.pop("specification")
         for value in sorted(set(radius.tolist())):
             rows = (radius == value).nonzero().flatten()
-            ball = lirpa.PerturbationLpNorm(norm=ORDERS[norm], eps=value / scale)
-            center = lirpa.BoundedTensor(self._normalise(images[rows]), ball)
-            low, high = self._compute(center, specification=None if specification is None else specification[rows], **arguments)
+            part = None if specification is None else specification[rows]
+            ball = {"norm": ORDERS[norm], "eps": value / scale}
+            low, high = self._compute(self._normalise(images[rows]), ball, specification=part, **arguments)
             lowers.update(zip(rows.tolist(), low, strict=True))
             if high is not None:
                 uppers.update(zip(rows.tolist(), high, strict=True))
         lower = torch.stack([lowers[row] for row in range(len(images))])
         return lower, torch.stack([uppers[row] for row in range(len(images))]) if uppers else None
 
-    def _compute(self, center: Any, *, method: str, specification: Tensor | None, upper: bool) -> tuple[Tensor, Tensor | None]:
+    def _compute(
+        self, center: Tensor, ball: dict[str, Any], *, method: str, specification: Tensor | None, upper: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        lirpa = bridge_auto_lirpa()
         try:
             with quiet(), _default_dtype(self.dtype):
+                x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
                 low, high = self.graph.compute_bounds(
-                    x=(center,), C=specification, method=method, bound_lower=True, bound_upper=upper or method == "ibp"
+                    x=(x,), C=specification, method=method, bound_lower=True, bound_upper=upper or method == "ibp"
                 )
         except (NotImplementedError, AssertionError) as error:
             raise unsupported(self._module, self._example, self._operators, error) from error

@@ -1,7 +1,8 @@
 r"""Expected tight bounds over a whole network at once, as the released code of the method has them.
 
-Interval bounds give every ReLU's mask; one masked Jacobian J from input to outputs gives the half-widths :math:`|J|\,d`. Not sound:
-an ESTIMATE. Intervals that blow up with depth set nearly all masks to 1, so even f(x) can lie outside the masked centre's bounds.
+Interval bounds give every ReLU's mask; one masked Jacobian J from input to outputs gives the half-widths :math:`|J|\,d`. Not
+sound: an ESTIMATE. Intervals that blow up with depth set nearly all masks to 1, so even f(x) can lie outside the bounds around the
+masked centre.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from rsplugins.certificate import Norm
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.compat import bridge_auto_lirpa
+from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.network import BoundNetwork
 
 bridge_auto_lirpa()
