@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from rsplugins.certificate import Guarantee, Norm
-from rsplugins.host import CertifierDescriptor, DatasetDescriptor, ModelSourceDescriptor, TrainingHookDescriptor, hookimpl
+from rsplugins.host import (
+    BoundOperatorDescriptor,
+    CertifierDescriptor,
+    DatasetDescriptor,
+    ModelSourceDescriptor,
+    TrainingHookDescriptor,
+    hookimpl,
+)
 
 RSPLUGINS_API = 1
 
 
 @hookimpl
 def rsplugins_certifiers() -> list[CertifierDescriptor]:
-    """Randomised smoothing, hard and soft."""
+    """Randomised smoothing in its variants, and bounds of the network's margins."""
     return [
         CertifierDescriptor(
             name="gaussian",
@@ -29,6 +36,23 @@ def rsplugins_certifiers() -> list[CertifierDescriptor]:
             norms=(Norm.L2,),
         ),
         CertifierDescriptor(
+            name="latent",
+            summary="smoothing in the latent, divided by a Lipschitz bound of the encoder (Zeng et al. 2021); needs split=LAYER",
+            factory="rsplugins.certifiers.latent:Latent",
+            claim="rsplugins.lipschitz.claims:latent",
+            guarantee=Guarantee.PROBABILISTIC,
+            norms=(Norm.L2,),
+            default=False,
+        ),
+        CertifierDescriptor(
+            name="lipschitz-margin",
+            summary="margin over a Lipschitz bound of the network (Tsuzuku et al. 2018)",
+            factory="rsplugins.certifiers.lipschitz_margin:LipschitzMargin",
+            claim="rsplugins.lipschitz.claims:lipschitz_margin",
+            guarantee=Guarantee.DETERMINISTIC,
+            norms=(Norm.L2,),
+        ),
+        CertifierDescriptor(
             name="smooth-reduce",
             summary="smoothing of patches or sub-videos whose scores are reduced (Joshi et al. 2022), with valid radii",
             factory="rsplugins.certifiers.smooth_reduce:SmoothReduce",
@@ -36,6 +60,51 @@ def rsplugins_certifiers() -> list[CertifierDescriptor]:
             guarantee=Guarantee.PROBABILISTIC,
             norms=(Norm.L2,),
         ),
+        *_bound_certifiers(),
+    ]
+
+
+def _bound_certifiers() -> list[CertifierDescriptor]:
+    methods = {
+        "ibp": ("Ibp", "interval bounds of the margins (Gowal et al. 2019)"),
+        "crown-ibp": ("CrownIbp", "CROWN margins over interval bounds (Zhang et al. 2020)"),
+        "crown": ("Crown", "linear relaxation backwards through the network (Zhang et al. 2018)"),
+        "alpha-crown": ("AlphaCrown", "CROWN with slopes optimised for each input (Xu et al. 2021); slow"),
+        "etb": ("Etb", "expected tight bounds (Alsubaihi et al. 2021): an estimate, never a certificate"),
+        "sound-etb": ("SoundEtb", "expected tight bounds made sound, never wider than interval bounds"),
+    }
+    return [
+        CertifierDescriptor(
+            name=name,
+            summary=summary,
+            factory=f"rsplugins.certifiers.bounds:{factory}",
+            claim=f"rsplugins.lirpa.claims:{name.replace('-', '_')}",
+            guarantee=Guarantee.ESTIMATE if name == "etb" else Guarantee.DETERMINISTIC,
+            norms=(Norm.LINF, Norm.L2, Norm.L1),
+            requires=("auto-LiRPA>=0.3",),
+            default=name != "alpha-crown",
+        )
+        for name, (factory, summary) in methods.items()
+    ]
+
+
+@hookimpl
+def rsplugins_bound_operators() -> list[BoundOperatorDescriptor]:
+    """Expected tight bounds for linear layers (``MatMul`` is one without bias) and convolutions, as published and made sound."""
+    return [
+        BoundOperatorDescriptor(
+            name=f"{family}-{operator.lower()}",
+            summary=f"{summary}, onnx::{operator}",
+            factory=f"rsplugins.lirpa.etb:{prefix}{layer}",
+            requires=("auto-LiRPA>=0.3",),
+            operator=f"onnx::{operator}",
+            guarantee=guarantee,
+        )
+        for family, prefix, summary, guarantee in (
+            ("etb", "Etb", "expected tight bounds, block by block", Guarantee.ESTIMATE),
+            ("sound-etb", "SoundEtb", "sound expected tight bounds", Guarantee.DETERMINISTIC),
+        )
+        for operator, layer in (("Gemm", "Linear"), ("MatMul", "MatMul"), ("Conv", "Conv"))
     ]
 
 

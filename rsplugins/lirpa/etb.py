@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rsplugins.lirpa.blocks import Block, find_block, layer_of
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.lirpa.blocks import Block, find_block, layer_of
 from rsplugins.lirpa.rows import Dense, Layer, deviation
 
 bridge_auto_lirpa()

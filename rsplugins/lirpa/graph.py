@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsplugins.errors import CheckpointError, ParameterError, UsageError
 from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
+from rsplugins.errors import CheckpointError, ParameterError, UsageError
 from rsplugins.lirpa.layers import nearest_supported
 
 Operators = Mapping[str, type]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.certificate import Norm
-from rsplugins.errors import ParameterError
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.errors import ParameterError
 from rsplugins.lirpa.graph import Operators, bounded, quiet, unsupported
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}

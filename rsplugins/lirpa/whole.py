@@ -1,8 +1,8 @@
 r"""Expected tight bounds over a whole network at once, as the released code of the method has them.
 
-Interval bounds give every ReLU's mask; one masked Jacobian J from input to outputs gives the half-widths :math:`|J|\,d`. Not
-sound: an ESTIMATE. Intervals that blow up with depth set nearly all masks to 1, so even f(x) can lie outside the bounds around the
-masked centre.
+Interval bounds give every ReLU's mask; one masked Jacobian J from input to outputs gives the half-widths :math:`|J|\,d`. Not a
+sound bound: an ESTIMATE. Intervals that blow up with depth set nearly all masks to 1, and then even f(x) can lie outside the
+bounds around the masked centre.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rsplugins.certificate import Norm
-from rsplugins.errors import ParameterError
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.errors import ParameterError
 from rsplugins.lirpa.network import BoundNetwork
 
 bridge_auto_lirpa()
