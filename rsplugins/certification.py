@@ -61,9 +61,9 @@ def certify(
         Execution(seed=seed, batch_size=batch_size, dtype=dtype, compile=compile, channels_last=channels_last)
     )
     entry = get_host().find("certifier", method)
-    classifier.check_images(x)
     order = _check_indices(indices, len(x))
     certifier = prepare(entry, classifier, parameters, execution)
+    certifier.check_images(x)
     claim = entry.load_claim()
     values = certifier.parameters.model_dump(mode="json")
     function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile}

@@ -15,7 +15,7 @@ from rsplugins.errors import ParameterError
 if TYPE_CHECKING:
     from rsplugins.runs.scoring import Run
 
-PIPED_WIDTH = 120
+PIPED_WIDTH = 140
 RADII = 4
 
 
@@ -86,7 +86,7 @@ def print_runs(runs: Sequence[Run]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("method", "guarantee"):
-        table.add_column(heading, no_wrap=heading == "method")
+        table.add_column(heading, no_wrap=heading == "method" or not sys.stdout.isatty())
     for heading in ("inputs", "abstain", "accuracy", "ACR"):
         table.add_column(heading, justify="right", no_wrap=True)
     for _ in range(RADII):
@@ -111,8 +111,10 @@ def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int,
 
     grid = radius_grid(max(summarise(run)["largest_radius"] for run in members))[1:]
     grid = [grid[len(grid) * k // RADII] for k in range(RADII)] if len(grid) > RADII else grid
-    style = "bold yellow" if title.startswith(ESTIMATES) else "bold green"
-    table.add_row(title, *[""] * 5, *[f"r={radius:g}" for radius in grid], style=style)
+    estimates = title.startswith(ESTIMATES)
+    heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
+    style = "bold yellow" if estimates else "bold green"
+    table.add_row(*heading, *[""] * 4, *[f"r={radius:g}" for radius in grid], style=style)
     for run in members:
         summary = summarise(run)
         total = max(1, summary["inputs"])

@@ -158,7 +158,7 @@ def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Se
     def images() -> Iterator[tuple[int, Tensor]]:
         for index in todo:
             image, labels[index] = dataset[index]
-            certifier.classifier.check_images(image[None])
+            certifier.check_images(image[None])
             yield index, image
 
     answered = 0

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rsplugins.runs.scoring import Run
 from rsplugins.runs.summary import summarise
@@ -48,19 +48,15 @@ def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fig
         radii = sorted(row.radius for row in run.rows if row.correct)
         total = max(1, len(run.rows))
         # The rate of inputs with radius >= r falls by one input just after each radius.
-        xs = [0.0, *radii, *([radii[-1]] if radii else []), end]
-        ys = [(len(radii) - k) / total for k in range(len(radii))]
+        xs, ys = [0.0], [len(radii) / total]
+        for k, radius in enumerate(radii):
+            xs.append(radius)
+            ys.append((len(radii) - k) / total)
+        xs += [xs[-1], end]
+        ys += [0.0, 0.0]
         label = ": ".join(filter(None, (name, caption(run))))
         style = "-" if summary["certifies"] else (0, (5, 2))
-        axes.step(
-            xs,
-            [len(radii) / total, *ys, 0.0, 0.0],
-            where="pre",
-            color=COLOURS[number % 8],
-            linestyle=style,
-            linewidth=1.8,
-            label=label,
-        )
+        axes.step(xs, ys, where="pre", color=COLOURS[number % 8], linestyle=style, linewidth=1.8, label=label)
     certifies = any(summary["certifies"] for summary in summaries)
     norm = next((summary["norm"] for summary in summaries if summary["norm"]), "")
     axes.set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
@@ -96,7 +92,9 @@ def radius_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fi
         text = f"abstained {summary['abstained']}, failed {summary['failed']}"
         axes.set_title(text, loc="right", fontsize=8.5, color="#6b7280")
         axes.set_ylabel("inputs", fontsize=8.5)
-        axes.legend(frameon=False, fontsize=8, loc="upper right")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.set_xlim(0, end)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     norm = next((summarise(run)["norm"] for run in runs if summarise(run)["norm"]), "")
     grid[-1, 0].set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
     return figure

@@ -57,7 +57,7 @@ class Lines:
 
     def _say(self, title: str, done: int, total: int, rate: float) -> None:
         left = f", {format_left((total - done) / rate)} left" if rate > 0 and done < total else ""
-        speed = f", {rate:.3g} inputs/s" if rate > 0 else ""
+        speed = f", {format_rate(rate)}" if rate > 0 else ""
         print(f"{title}: {done}/{total} inputs{speed}{left}", file=self.stream, flush=True)
 
 
@@ -70,6 +70,16 @@ def format_left(seconds: float) -> str:
     """
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def format_rate(rate: float) -> str:
+    """Print a speed.
+
+    Example:
+        >>> format_rate(0.25), format_rate(12.345), format_rate(1800)
+        ('0.25 inputs/s', '12.3 inputs/s', '1,800 inputs/s')
+    """
+    return (f"{rate:.2f}" if rate < 1 else f"{rate:.1f}" if rate < 100 else f"{rate:,.0f}") + " inputs/s"
 
 
 class Bar:
@@ -96,8 +106,7 @@ class Bar:
             def advance() -> None:
                 nonlocal fresh
                 fresh += 1
-                rate = f"{fresh / max(time.monotonic() - begun, 1e-9):.3g} inputs/s"
-                bar.update(number, advance=1, rate=rate)
+                bar.update(number, advance=1, rate=format_rate(fresh / max(time.monotonic() - begun, 1e-9)))
 
             yield advance
 

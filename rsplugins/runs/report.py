@@ -16,15 +16,15 @@ from rsplugins.runs.tables import ESTIMATES, Table, compare_tables, group_runs, 
 
 _STYLE = """
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #2b2f36;
-  max-width: 1080px; margin: 2.5rem auto; padding: 0 1.5rem; background: #fff; }
+  max-width: 1180px; margin: 2.5rem auto; padding: 0 1.5rem; background: #fff; }
 h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 .sub { color: #6b7280; margin: 0 0 1.5rem; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .4rem 0; }
-th, td { padding: .38rem .7rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .4rem 0; }
+th, td { padding: .38rem .55rem; text-align: right; border-bottom: 1px solid #e5e7eb; white-space: nowrap; }
 th { color: #4b5563; font-weight: 600; border-bottom: 2px solid #9aa0a8; } .word { text-align: left; }
-tbody tr:hover { background: #f6f8fa; } .note, figcaption { color: #6b7280; font-size: .85rem; max-width: 80ch; }
+tbody tr:hover { background: #f6f8fa; } .note, figcaption { color: #6b7280; font-size: .85rem; max-width: 100ch; }
 .estimate { border-left: 4px solid #E69F00; padding-left: 1rem; } .estimate h2 { color: #9a6700; }
-figure { margin: 1.2rem 0; } img { max-width: 100%; width: 760px; height: auto; }
+figure { margin: 1.2rem 0; } img { max-width: 100%; width: 860px; height: auto; }
 details { margin: .5rem 0; border: 1px solid #e5e7eb; border-radius: 6px; padding: .5rem .9rem; } summary { cursor: pointer; }
 pre { font: .8rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-x: auto; margin: .6rem 0 .2rem; }
 """

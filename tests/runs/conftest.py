@@ -45,20 +45,23 @@ def command(environment, tmp_path):
     """Run the real command line in tmp_path."""
 
     def run(*arguments, **more):
-        line = [sys.executable, "-m", "rsplugins.cli", *map(str, arguments)]
+        line = [sys.executable, "-c", "from rsplugins.cli import main; main()", *map(str, arguments)]
         return subprocess.run(line, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     return run
 
 
 @pytest.fixture
-def make_run(tiny, tmp_path):
-    """Certify tiny data in this process: make_run(name, method, indices=..., **parameters) -> Run."""
+def make_run(tiny, tmp_path, monkeypatch):
+    """Certify tiny data in this process: make_run(name, method, indices=..., **parameters) -> Run; pages=True draws them."""
     from rsplugins.certification import prepare
     from rsplugins.certifier import Execution
     from rsplugins.data import load as load_data
     from rsplugins.models import load
+    from rsplugins.runs import merge
     from rsplugins.runs.execute import execute
+
+    write_pages = merge.write_pages
 
     def make(
         name,
@@ -71,8 +74,10 @@ def make_run(tiny, tmp_path):
         shard=None,
         conclude=True,
         options=None,
+        pages=False,
         **parameters,
     ):
+        monkeypatch.setattr(merge, "write_pages", write_pages if pages else lambda run: None)
         entry = tiny.find("certifier", method)
         certifier = prepare(entry, load(model, **(options or {})), parameters, Execution(seed=seed))
         dataset = load_data(data)

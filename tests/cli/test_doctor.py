@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+
+import typer
+from typer.testing import CliRunner
+
+from rsplugins.cli import doctor
+from rsplugins.runs import diagnosis
+
+
+def run(*arguments):
+    app = typer.Typer()
+    doctor.register(app)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_doctor_lists_versions_devices_and_the_zoo():
+    found = json.loads(run("--json").stdout)
+    assert {"python", "torch", "pydantic", "typer"} <= found["versions"].keys()
+    assert found["devices"][0].startswith("cpu: ")
+    assert found["zoo"]["default model"].startswith("zoo:")
+
+
+def test_a_missing_part_comes_with_the_line_that_adds_it(monkeypatch):
+    monkeypatch.setitem(diagnosis._OPTIONAL, "video", ("moving pictures", ("no-such-distribution>=2",)))
+    text = run().stdout
+    assert "needed for moving pictures" in text
+    assert "pip install" in text.split("moving pictures")[1].splitlines()[1]
+
+
+def test_a_data_root_is_listed(monkeypatch, tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    monkeypatch.setenv("RSPLUGINS_DATA", str(tmp_path))
+    assert diagnosis.diagnose()["data"]["holds"] == "cifar-10-batches-py"
