@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -54,12 +55,14 @@ class Analysis:
     """What is known of a traced Classifier.
 
     Attributes:
+        classifier: the copy that was traced.
         traced: the graph.
         values: by node, for nodes with a bound.
         refusals: by node: why it has none. Nodes behind one of these are in neither.
         evaluation: the constants computed so far.
     """
 
+    classifier: Classifier
     traced: Traced
     values: dict[fx.Node, Value] = field(default_factory=dict)
     refusals: dict[fx.Node, str] = field(default_factory=dict)
@@ -166,6 +169,8 @@ def _folded(value: Value, user: Value | None) -> bool:
 def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *, tolerance: float = TOLERANCE) -> Analysis:
     """Trace a Classifier and set up the bound of every node; norms are computed when they are asked for.
 
+    A copy is traced, so that what a layer counts or caches in the caller's network is left alone.
+
     A sum of branches adds their constants, a concatenation adds squares, layers after each other multiply; normalisation and
     eval-mode batch normalisation are folded into the weights next to them before these are bounded.
 
@@ -177,8 +182,9 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
     Raises:
         UsageError: the network cannot be traced; see :func:`rsplugins.lipschitz.tracing.trace`.
     """
+    classifier = private_copy(classifier)
     traced = trace(classifier, input_size)
-    analysis = Analysis(traced, evaluation=Evaluation(tolerance))
+    analysis = Analysis(classifier, traced, evaluation=Evaluation(tolerance))
     overwritten = overwritten_too_early(traced)
     for node in traced.graph.nodes:
         if node.op == "output" or not traced.info[node].varying:
@@ -193,6 +199,15 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
         except NoBoundError as error:
             analysis.refusals[node] = str(error)
     return analysis
+
+
+def private_copy(classifier: Classifier) -> Classifier:
+    """Return a deep copy, or the Classifier itself where it has parts that cannot be copied."""
+    classifier.check_ready()
+    try:
+        return copy.deepcopy(classifier)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return classifier
 
 
 def lipschitz_bound(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> float:

@@ -76,7 +76,7 @@ class Convolution:
             return math.inf
         if self._exact_on_torus():
             return self._torus_norm(tolerance)
-        bound = self._materialised_norm(tolerance) if self._small() else math.inf
+        bound = self._materialised_norm(tolerance) if self.is_small() else math.inf
         return bound if math.isfinite(bound) else self._torus_norm(tolerance)
 
     def matrix(self) -> Tensor:
@@ -89,7 +89,8 @@ class Convolution:
         units = torch.eye(channels * math.prod(self.size), dtype=torch.float64).reshape(-1, channels, *self.size)
         return self.apply(units).flatten(1).T
 
-    def _small(self) -> bool:
+    def is_small(self) -> bool:
+        """Return whether the operator can be materialised at little cost."""
         rows = self.weight.shape[0] * math.prod(self.out_size)
         columns = self.weight.shape[1] * self.groups * math.prod(self.size)
         return min(rows, columns) <= MATERIALISE_SIDE and columns <= 4096 and rows * columns <= _MATERIALISE_ENTRIES

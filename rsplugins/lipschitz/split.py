@@ -12,7 +12,7 @@ from torch import fx, nn
 from rsplugins.classifier import Classifier
 from rsplugins.errors import RspluginsError, UnknownNameError, UsageError
 from rsplugins.lipschitz.analysis import Analysis, analyse
-from rsplugins.lipschitz.tracing import Traced, ancestors, total_operations
+from rsplugins.lipschitz.tracing import PREPROCESS, Pipeline, Traced, Tracer, ancestors, total_operations
 
 _RENORMALISING = ("LayerNorm", "GroupNorm", "InstanceNorm", "layer_norm", "group_norm", "instance_norm", "normalize", "RMSNorm")
 
@@ -85,9 +85,9 @@ def cut(analysis: Analysis, classifier: Classifier, layer: str) -> CutPoint:
         raise _multi_input(analysis, layer, node, bypass)
     traced = analysis.traced
     behind = ancestors(traced.output, node) - {node}
-    split = Split(_part(traced, traced.input, node, ancestors(node)), _part(traced, node, traced.output, behind))
     size = traced.info[traced.input].shape
-    _check_same(classifier, split, layer, () if size is None else size[1:])
+    _check_same(analysis.classifier, _halves(analysis.classifier, layer), layer, () if size is None else size[1:])
+    split = _halves(classifier, layer)
     share = total_operations(traced, ancestors(node)) / total_operations(traced, set(traced.info))
     names = [traced.path(n) for n in traced.graph.nodes if n in behind and _kind(traced, n).startswith(_RENORMALISING)]
     return CutPoint(split, analysis, node, share, tuple(names))
@@ -147,15 +147,28 @@ def _multi_input(analysis: Analysis, layer: str, node: fx.Node, bypass: tuple[fx
     )
 
 
-def _part(traced: Traced, start: fx.Node, end: fx.Node, nodes: set[fx.Node]) -> nn.Module:
-    """Return the nodes from ``start`` (which becomes the input) to ``end`` as a module that shares the weights."""
-    graph = fx.Graph()
-    copies = {start: graph.placeholder("x")}
-    for node in traced.graph.nodes:
-        if node in nodes and node not in copies:
-            copies[node] = graph.node_copy(node, lambda n: copies[n])
-    graph.output(copies[end])
-    return fx.GraphModule(traced.root, graph).eval()
+def _halves(classifier: Classifier, layer: str) -> Split:
+    """Return the halves as modules that share the weights, in which every layer that does not contain the cut runs as it is."""
+    path = layer if layer == PREPROCESS else f"module.{layer}"
+    root = Pipeline(classifier).eval()
+    tracer = Tracer(lambda _, inner: not path.startswith(f"{inner}."))
+    graph = tracer.trace(root)
+    nodes = tracer.outputs[layer]
+    start = next(node for node in graph.nodes if node.op == "placeholder")
+    end = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+    return Split(_part(root, graph, start, nodes[0]), _part(root, graph, nodes[0], end))
+
+
+def _part(root: nn.Module, graph: fx.Graph, start: fx.Node, end: fx.Node) -> nn.Module:
+    """Return the nodes from ``start`` (which becomes the input) to ``end`` as a module."""
+    part = fx.Graph()
+    copies = {start: part.placeholder("x")}
+    needed = ancestors(end, start)
+    for node in graph.nodes:
+        if node in needed and node not in copies:
+            copies[node] = part.node_copy(node, lambda n: copies[n])
+    part.output(copies[end])
+    return fx.GraphModule(root, part).eval()
 
 
 def _check_same(classifier: Classifier, split: Split, layer: str, size: tuple[int, ...]) -> None:
@@ -171,7 +184,8 @@ def _check_same(classifier: Classifier, split: Split, layer: str, size: tuple[in
                 cause="the network uses its batch size as a number.",
                 fix="Cut at another layer.",
             ) from error
-    if whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-4, atol=1e-5 * max(1.0, float(whole.abs().max()))):
+    scale = float(whole.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    if whole.shape == halves.shape and torch.allclose(whole, halves, rtol=1e-4, atol=1e-5 * max(1.0, scale), equal_nan=True):
         return
     gap = float((whole - halves).abs().max()) if whole.shape == halves.shape else math.nan
     raise RspluginsError(

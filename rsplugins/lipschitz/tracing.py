@@ -141,19 +141,26 @@ def descendants(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
-class _Tracer(fx.Tracer):
-    """Traces through everything but known leaves; a layer that cannot be traced becomes one opaque node."""
+class Tracer(fx.Tracer):
+    """Traces through everything but leaves; a layer that cannot be traced becomes one opaque node.
 
-    def __init__(self, is_leaf: Callable[[nn.Module], bool]) -> None:
+    Args:
+        is_leaf: from a module and its path to whether it is one node; None leaves it to torch.fx.
+    """
+
+    def __init__(self, is_leaf: Callable[[nn.Module, str], bool | None]) -> None:
         super().__init__()
         self.outputs: dict[str, list[fx.Node]] = defaultdict(list)
         self.opaque: dict[str, str] = {}
         self._is_leaf = is_leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Preprocess) or self._is_leaf(m) or super().is_leaf_module(m, module_qualified_name)
+        """Return whether a module is one node."""
+        known = self._is_leaf(m, module_qualified_name)
+        return super().is_leaf_module(m, module_qualified_name) if known is None else known
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Trace a call, and note the node it returned under the module's path."""
         path = self.path_of_module(m)
         scope, stack = self.scope, self.module_stack.copy()
         try:
@@ -224,7 +231,7 @@ def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> 
             fix="Pass input_size=(C, H, W) to wrap().",
         )
     root = Pipeline(classifier).eval()
-    tracer = _Tracer(is_known_module)
+    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known_module(m) else None)
     try:
         graph = tracer.trace(root)
     except Exception as error:
