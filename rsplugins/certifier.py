@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.execution import Execution as Execution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,26 +42,6 @@ class Input(NamedTuple):
 
     index: int
     image: Tensor
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the model is run, apart from what is certified.
-
-    Attributes:
-        seed: the seed of every random number; noise is a function of (seed, input index, sample index) alone.
-        batch_size: images a forward pass, or ``"auto"`` to measure a good one on this machine. Results do not depend on it.
-        dtype: ``"float32"`` or ``"bfloat16"`` (autocast). Part of the function that is certified, so recorded.
-        compile: whether the model goes through ``torch.compile``. Part of the function that is certified, so recorded.
-        channels_last: memory layout; None chooses by model and device.
-    """
-
-    seed: int = 0
-    batch_size: int | Literal["auto"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    channels_last: bool | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Certifier(ABC, Generic[P]):

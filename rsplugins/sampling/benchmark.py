@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsplugins.certifier import Execution
+from rsplugins.execution import Execution
 from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler, tuning
 
 USUAL_BATCH = 1000

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rsplugins import checks
 from rsplugins.certificate import Gathered
-from rsplugins.certifier import Execution
 from rsplugins.errors import InputValueError, ParameterError, RspluginsWarning
+from rsplugins.execution import Execution
 from rsplugins.sampling import tuning
 from rsplugins.sampling.noise import NoiseSource
 from rsplugins.sampling.readers import Reader, Sample, ScoreReader, VoteReader

@@ -1,0 +1,27 @@
+"""How a model is run. Apart from the certifier's contract, so that sampling works where pydantic is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the model is run, apart from what is certified.
+
+    Attributes:
+        seed: the seed of every random number; noise is a function of (seed, input index, sample index) alone.
+        batch_size: images a forward pass, or ``"auto"`` to measure a good one on this machine. Results do not depend on it.
+        dtype: ``"float32"`` or ``"bfloat16"`` (autocast). Part of the function that is certified, so recorded.
+        compile: whether the model goes through ``torch.compile``. Part of the function that is certified, so recorded.
+        channels_last: memory layout; None chooses by model and device.
+    """
+
+    seed: int = 0
+    batch_size: int | Literal["auto"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    channels_last: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
