@@ -14,7 +14,7 @@ from rsplugins.errors import RspluginsWarning
 if TYPE_CHECKING:
     from rsplugins.host import Entry
 
-PIPED_WIDTH = 100
+PIPED_WIDTH = 120
 """Columns of a table that goes to a file or a pipe, where rich would assume 80."""
 
 
