@@ -1,0 +1,255 @@
+"""Honest empirical robustness: clean, PGD and AutoAttack accuracy side by side, and signs of gradient masking.
+
+EMPIRICAL: an attack that fails proves nothing. None of these numbers may stand beside certified ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.certificate import Guarantee
+from rsplugins.errors import ParameterError, PluginUnavailableError, RunError
+from rsplugins.training import attacks
+from rsplugins.training.files import write_atomically
+from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole
+from rsplugins.training.table import ImageTable
+
+RECORDS, SUMMARY = "attacked.jsonl", "attack.json"
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""AutoAttack's standard version (Croce and Hein, ICML 2020)."""
+GAP = 0.05
+"""A difference between attacks above this is flagged as likely gradient masking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings(Settings):
+    """What is attacked with what.
+
+    Attributes:
+        eps: l-infinity budget, raw [0, 1] pixels.
+        steps: of PGD.
+        step_size: of PGD; None takes eps / 4.
+        scales: factors of the logits in the scale check; a robust model's PGD accuracy does not depend on them.
+        autoattack: AutoAttack's attacks, in order; empty leaves it out.
+        images: how many inputs, from the first.
+        batch_size: inputs at a time; part of the result, because the attacks' coins depend on it.
+        seed: of all coins.
+    """
+
+    WHERE = "attack"
+
+    eps: Eps
+    steps: Count = 20
+    step_size: Positive | None = None
+    scales: tuple[Positive, ...] = (0.1, 10.0, 100.0)
+    autoattack: tuple[str, ...] = STANDARD
+    images: Count = 1000
+    batch_size: Count = 250
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = {*STANDARD, "apgd-dlr", "fab"}
+        if unknown := [name for name in self.autoattack if name not in known]:
+            raise ParameterError(f"AutoAttack has no attack {unknown[0]!r}.", fix=f"Use: {', '.join(sorted(known))}.")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of the attacked inputs that are still classified correctly. EMPIRICAL.
+
+    Attributes:
+        images: how many inputs.
+        clean: without an attack.
+        pgd: under PGD on the cross-entropy.
+        scaled: under the same PGD with the logits multiplied, by factor.
+        margin: under the same PGD on the margin, which no factor changes.
+        autoattack: under AutoAttack, or None when it was left out.
+        flags: what looks like gradient masking, in words.
+    """
+
+    images: int
+    clean: float
+    pgd: float
+    scaled: Mapping[str, float]
+    margin: float
+    autoattack: float | None
+    flags: Sequence[str]
+    guarantee: str = str(Guarantee.EMPIRICAL)
+
+
+class Scaled(nn.Module):
+    """A model with its logits multiplied by a factor: the same classifier, another loss surface."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return factor * logits."""
+        logits: Tensor = self.model(x)
+        return self.factor * logits
+
+
+def attack(
+    model: nn.Module,
+    table: ImageTable,
+    settings: AttackSettings,
+    out: str | Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Accuracy:
+    """Attack a model on a table, a batch at a time; what is done is kept, and the same call goes on from there.
+
+    Args:
+        model: raw [0, 1] pixels to logits (B, K), put in eval mode.
+        table: on the model's device.
+        settings: see :class:`AttackSettings`.
+        out: directory of ``attacked.jsonl`` (a line an input) and ``attack.json``.
+        identity: what names model and data; a directory of another one is refused.
+        progress: called with inputs done and inputs in all.
+
+    Raises:
+        RunError: the directory belongs to another attack; with the difference.
+        PluginUnavailableError: AutoAttack is wanted and not installed.
+        ParameterError: too few classes for AutoAttack's targeted attacks.
+    """
+    total = min(settings.images, len(table))
+    directory = Path(out).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    header = json.loads(json.dumps({**asdict(settings), "images": total, **(identity or {})}, default=str))
+    rows = _resume(directory, header)
+    model.eval()
+    auto = _autoattack(model, settings, table) if settings.autoattack and len(rows) < total else None
+    with (directory / RECORDS).open("a", encoding="utf-8") as file:
+        for start in range(len(rows), total, settings.batch_size):
+            progress(start, total)
+            index = torch.arange(start, min(start + settings.batch_size, total), device=table.labels.device)
+            images, labels = table.take(index)
+            found = _attack_batch(model, images, labels, settings, auto)
+            lines = [{"index": i, **{name: bool(kept[j]) for name, kept in found.items()}} for j, i in enumerate(index.tolist())]
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            rows += lines
+    progress(total, total)
+    result = summarise(rows, settings)
+    write_atomically(directory / SUMMARY, (json.dumps({"settings": header, "result": asdict(result)}, indent=2) + "\n").encode())
+    return result
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], settings: AttackSettings) -> Accuracy:
+    """Return the accuracies over the records, and what they say about gradient masking."""
+
+    def share(name: str) -> float:
+        return sum(bool(row[name]) for row in rows) / max(1, len(rows))
+
+    scaled = {f"{factor:g}": share(f"pgd x{factor:g}") for factor in settings.scales}
+    pgd, margin = share("pgd"), share("margin")
+    auto = share("autoattack") if settings.autoattack else None
+    flags = []
+    if auto is not None and pgd - auto > GAP:
+        flags.append(f"AutoAttack is {100 * (pgd - auto):.1f} points below PGD-{settings.steps}: likely gradient masking")
+    lowest = min([*scaled.values(), margin], default=pgd)
+    if pgd - lowest > GAP:
+        flags.append(f"PGD falls by {100 * (pgd - lowest):.1f} points when the logits are rescaled: likely gradient masking")
+    return Accuracy(len(rows), share("clean"), pgd, scaled, margin, auto, tuple(flags))
+
+
+def _attack_batch(
+    model: nn.Module, images: Tensor, labels: Tensor, settings: AttackSettings, auto: Callable[[Tensor, Tensor], Tensor] | None
+) -> dict[str, Tensor]:
+    """Return for each attack which inputs (B,) are still right, an input that was wrong at first being wrong throughout."""
+
+    @torch.no_grad()
+    def right(x: Tensor) -> Tensor:
+        scores: Tensor = model(x)
+        return scores.argmax(1) == labels
+
+    clean = right(images)
+    generator = torch.Generator(images.device).manual_seed(settings.seed)
+    offset = torch.empty_like(images).uniform_(-settings.eps, settings.eps, generator=generator)
+
+    def survives(attacked: nn.Module, objective: attacks.Objective | None = None) -> Tensor:
+        step_size = settings.eps / 4 if settings.step_size is None else settings.step_size
+        last, _ = attacks.pgd(
+            attacked,
+            images,
+            labels,
+            eps=settings.eps,
+            step_size=step_size,
+            steps=settings.steps,
+            start=offset,
+            objective=objective,
+        )
+        return clean & right(last)
+
+    found = {"clean": clean, "pgd": survives(model), "margin": survives(model, attacks.margin(labels))}
+    for factor in settings.scales:
+        found[f"pgd x{factor:g}"] = survives(Scaled(model, factor))
+    if auto is not None:
+        found["autoattack"] = clean & right(auto(images, labels))
+    return found
+
+
+def _autoattack(model: nn.Module, settings: AttackSettings, table: ImageTable) -> Callable[[Tensor, Tensor], Tensor]:
+    from rsplugins.compat import alias_autoattack
+
+    alias_autoattack()
+    if importlib.util.find_spec("pyautoattack") is None and importlib.util.find_spec("autoattack") is None:
+        raise PluginUnavailableError(
+            "AutoAttack is not installed.",
+            fix='pip install "pyautoattack>=0.2"; or leave it out with --autoattack none, and do not trust PGD alone.',
+        )
+    from autoattack import AutoAttack
+
+    # pyautoattack and the original name it differently.
+    signature = inspect.signature(AutoAttack.run_standard_evaluation)
+    keyword = "batch_size" if "batch_size" in signature.parameters else "bs"
+    if table.num_classes < 4 and any(name in ("apgd-t", "apgd-dlr") for name in settings.autoattack):
+        raise ParameterError(
+            f"AutoAttack's DLR loss needs at least 4 classes; the model has {table.num_classes}.",
+            fix="Use --autoattack apgd-ce,fab,square.",
+        )
+    adversary = AutoAttack(
+        model, norm="Linf", eps=settings.eps, seed=settings.seed, version="standard", device=table.labels.device
+    )
+    adversary.verbose = False
+    adversary.attacks_to_run = list(settings.autoattack)
+    # The standard version attacks 9 target classes; a model with fewer has fewer.
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, table.num_classes - 1)
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        result = adversary.run_standard_evaluation(images, labels, **{keyword: settings.batch_size})
+        attacked: Tensor = result[0] if isinstance(result, tuple) else result
+        return attacked
+
+    return run
+
+
+def _resume(directory: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records that are there, whole batches only, and write down what they belong to."""
+    summary, records = directory / SUMMARY, directory / RECORDS
+    if not summary.exists():
+        write_atomically(summary, (json.dumps({"settings": header}, indent=2) + "\n").encode())
+    before = json.loads(summary.read_text(encoding="utf-8"))["settings"]
+    if before != header:
+        names = sorted({*before, *header})
+        changed = [f"{name} {before.get(name)} -> {header.get(name)}" for name in names if before.get(name) != header.get(name)]
+        raise RunError(f"{directory} belongs to another attack: {'; '.join(changed)}.", fix="Choose another --out.")
+    if not records.exists():
+        return []
+    lines = [line for line in records.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    size, total = header["batch_size"], header["images"]
+    whole = len(lines) if len(lines) >= total else len(lines) // size * size
+    write_atomically(records, "".join(lines[:whole]).encode())
+    return [json.loads(line) for line in lines[:whole]]
