@@ -1,0 +1,134 @@
+r"""Moments of functions of Gaussian variables: pure functions on tensors, differentiable, with finite gradients at any variance.
+
+Throughout, :math:`X \sim N(m, s^2)`, :math:`a = m/s`, and :math:`\Phi, \varphi` are the standard normal cdf and density. Shapes
+are arbitrary and broadcast; dtypes are floating.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_REACH = 30.0  # beyond, the cdf is 0 or 1 and the density 0 in float64; clamping keeps squares of m/s finite
+_NODES = 16  # of the Gauss-Legendre rule: the error of a rectified correlation is below 1e-7 up to |rho| = .999
+
+
+class Moments(NamedTuple):
+    """What one activation does to one Gaussian variable.
+
+    Attributes:
+        mean: E f(X).
+        variance: Var f(X), at least ``slope**2`` times the variance of X (Bessel's inequality for its Hermite series).
+        slope: E f'(X), so that Cov(f(X), Z) = slope * Cov(X, Z) for every Z jointly Gaussian with X (Stein's lemma).
+    """
+
+    mean: Tensor
+    variance: Tensor
+    slope: Tensor
+
+
+def density(x: Tensor) -> Tensor:
+    """The standard normal density."""
+    return torch.exp(-0.5 * x.square()) / math.sqrt(2 * math.pi)
+
+
+def deviation(variance: Tensor) -> Tensor:
+    """The square root of a variance, with gradient 0 instead of infinity where there is no variance."""
+    tiny = 1e-24 if variance.dtype == torch.float64 else 1e-18
+    return variance.clamp_min(tiny).sqrt()
+
+
+def rectified(mean: Tensor, variance: Tensor) -> Moments:
+    r"""Exact moments of max(X, 0).
+
+    .. math:: E = m\Phi(a) + s\varphi(a), \quad
+        \mathrm{Var} = s^2 [a^2\Phi(a)\Phi(-a) + \Phi(a) + a\varphi(a)(\Phi(-a) - \Phi(a)) - \varphi(a)^2]
+
+    The variance is in a form without cancellation for large a, and clamped to the interval [Phi(a)^2, Phi(a)] s^2 that it lies in
+    (Bessel's and Poincare's inequalities).
+
+    Example:
+        >>> m = rectified(torch.tensor(0.0), torch.tensor(1.0))
+        >>> round(m.mean.item(), 6), round(m.variance.item(), 6), m.slope.item()
+        (0.398942, 0.340845, 0.5)
+    """
+    s = deviation(variance)
+    a = (mean / s).clamp(-_REACH, _REACH)
+    above, below, at = torch.special.ndtr(a), torch.special.ndtr(-a), density(a)
+    share = a.square() * above * below + above + a * at * (below - above) - at.square()
+    share = torch.minimum(torch.maximum(share, above.square()), above)
+    return Moments(mean * above + s * at, variance * share, above)
+
+
+def rectified_covariance(mean: Tensor, covariance: Tensor) -> Tensor:
+    r"""Exact Cov(max(X_i, 0), max(X_j, 0)) of jointly Gaussian variables.
+
+    By Price's theorem, twice,
+
+    .. math:: \mathrm{Cov} = s_i s_j \Big[\rho\,\Phi(a_i)\Phi(a_j) + \frac{1}{2\pi}\int_0^{\arcsin\rho} (\rho - \sin\theta)
+        \exp\frac{-(a_i^2 - 2 a_i a_j \sin\theta + a_j^2)}{2\cos^2\theta}\, d\theta\Big]
+
+    which is the closed form with the bivariate normal cdf, in one smooth integral (Gauss-Legendre). The first term alone is the
+    first-order rule. The diagonal is that of :func:`rectified`.
+
+    Args:
+        mean: (..., n).
+        covariance: (..., n, n), symmetric positive semi-definite.
+
+    Returns:
+        (..., n, n).
+    """
+    own = rectified(mean, covariance.diagonal(dim1=-2, dim2=-1))
+    s = deviation(covariance.diagonal(dim1=-2, dim2=-1))
+    a = (mean / s).clamp(-_REACH, _REACH)
+    scale = s.unsqueeze(-1) * s.unsqueeze(-2)
+    rho = (covariance / scale).clamp(-1 + 1e-7, 1 - 1e-7)
+    squares = 0.5 * (a.square().unsqueeze(-1) + a.square().unsqueeze(-2))
+    product = a.unsqueeze(-1) * a.unsqueeze(-2)
+    top = torch.asin(rho)
+    integral = torch.zeros_like(rho)
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    for node, weight in zip(0.5 * (nodes + 1), 0.5 * weights, strict=True):
+        sine = torch.sin(top * node)
+        integral = integral + weight * (rho - sine) * torch.exp((product * sine - squares) / (1 - sine.square()))
+    first = covariance * own.slope.unsqueeze(-1) * own.slope.unsqueeze(-2)
+    return with_diagonal(first + scale * top * integral / (2 * math.pi), own.variance)
+
+
+def with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
+    """Return square matrices (..., n, n) with another diagonal (..., n)."""
+    return torch.diagonal_scatter(matrix.expand(*diagonal.shape, -1), diagonal, dim1=-2, dim2=-1)
+
+
+class Larger(NamedTuple):
+    """The larger of two Gaussian variables: its moments, and the probability that it is the first one."""
+
+    mean: Tensor
+    variance: Tensor
+    first: Tensor
+
+
+def larger(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Tensor, covariance: Tensor) -> Larger:
+    r"""Exact moments of max(X_1, X_2): Clark, "The greatest of a finite set of random variables" (Operations Research 1961).
+
+    With :math:`\theta^2 = \mathrm{Var}(X_1 - X_2)` and :math:`\alpha = (m_1 - m_2)/\theta`, the first is the larger with probability
+    :math:`\Phi(\alpha)`, and Cov(max, Z) = Phi(alpha) Cov(X_1, Z) + Phi(-alpha) Cov(X_2, Z) for every jointly Gaussian Z.
+
+    Example:
+        >>> one, zero = torch.tensor(1.0), torch.tensor(0.0)
+        >>> found = larger(zero, one, zero, one, zero)
+        >>> round(found.mean.item(), 4), round(found.variance.item(), 4), found.first.item()
+        (0.5642, 0.6817, 0.5)
+    """
+    theta = deviation(variance_1 + variance_2 - 2 * covariance)
+    alpha = ((mean_1 - mean_2) / theta).clamp(-_REACH, _REACH)
+    above, below, at = torch.special.ndtr(alpha), torch.special.ndtr(-alpha), density(alpha)
+    mean = mean_1 * above + mean_2 * below + theta * at
+    spread = alpha.square() * above * below + alpha * at * (below - above) - at.square()
+    linear = above.square() * variance_1 + below.square() * variance_2 + 2 * above * below * covariance
+    variance = torch.maximum(variance_1 * above + variance_2 * below + theta.square() * spread, linear)
+    return Larger(mean, variance, above)
