@@ -154,7 +154,20 @@ def rsplugins_datasets() -> list[DatasetDescriptor]:
         DatasetDescriptor(name=name, summary=summary, factory="rsplugins.data.torchvision:load")
         for name, summary in through_torchvision.items()
     ]
-    return [digits, *rest, folder]
+    moving = DatasetDescriptor(
+        name="moving-digits",
+        summary="16x16 videos of digits that move, rotate or grow, generated",
+        factory="rsplugins.data.moving_digits:load",
+        argument="FRAMES",
+    )
+    ucf101 = DatasetDescriptor(
+        name="ucf101",
+        summary="videos of actions, 101 classes",
+        factory="rsplugins.data.ucf101:load",
+        requires=("av>=12",),
+        argument="FRAMES",
+    )
+    return [digits, *rest, folder, moving, ucf101]
 
 
 @hookimpl

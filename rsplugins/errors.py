@@ -86,6 +86,10 @@ class InputValueError(UsageError):
     """Inputs outside [0, 1], not finite, or of the wrong shape or dtype."""
 
 
+class UnreadableInputError(InputValueError):
+    """One stored input that cannot be read; a run records it as failed and goes on with the others."""
+
+
 class OutputValueError(RspluginsError):
     """A model returned logits that are not finite, or of the wrong shape."""
 

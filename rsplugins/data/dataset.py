@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rsplugins.errors import DataNotFoundError, ParameterError
+from rsplugins.errors import DataNotFoundError, ParameterError, UnreadableInputError
 
 _SAMPLE = 16
 """Images whose pixels enter the fingerprint, besides all labels."""
@@ -106,7 +106,11 @@ class Dataset:
         digest = hashlib.sha256(f"{self.name}\n{self.split}\n{len(self)}\n{self.num_classes}\n{self.preparation}\n".encode())
         digest.update(self.labels.astype("<i8").tobytes())
         for index in np.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=int):
-            image, _ = self[int(index)]
+            try:
+                image, _ = self[int(index)]
+            except UnreadableInputError:
+                digest.update(b"unreadable")
+                continue
             digest.update(f"{tuple(image.shape)}".encode())
             digest.update(image.contiguous().numpy().astype("<f4").tobytes())
         return digest.hexdigest()

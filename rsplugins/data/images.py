@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from rsplugins.data.dataset import image_tensor
-from rsplugins.errors import InputValueError, ParameterError
+from rsplugins.errors import ParameterError, UnreadableInputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
@@ -43,13 +43,13 @@ def read_image(path: Path, input_size: Sequence[int] | None = None, crop: float 
         crop: side of the crop over the resized short side; 0.875 is the custom on ImageNet.
 
     Raises:
-        InputValueError: the file is no readable image.
+        UnreadableInputError: the file is no readable image.
     """
     try:
         with Image.open(path) as file:
             image = file.convert("L" if input_size is not None and input_size[0] == 1 else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputValueError(
+        raise UnreadableInputError(
             f"{path} is not a readable image: {error}", fix="Repair the file or take it out of the folder."
         ) from error
     if input_size is not None:
