@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certifier import Certifier
-from rsplugins.errors import ParameterError, RunError
+from rsplugins.errors import ParameterError, RunError, UnreadableInputError
 from rsplugins.host import Entry
 from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
 from rsplugins.runs.merge import finish
@@ -150,18 +150,38 @@ def _title(entry: Entry, shard: Shard | None) -> str:
     return entry.name if shard is None else f"{entry.name} {shard[0]}/{shard[1]}"
 
 
+def _read(dataset: Dataset, index: int) -> tuple[Tensor, int]:
+    try:
+        return dataset[index]
+    except (OSError, ValueError, LookupError) as error:  # not the certifier's fault, which runs around this
+        raise RunError(
+            f"Input {index} of {dataset.name} cannot be read: {type(error).__name__}: {error}",
+            cause="the file is damaged or gone",
+            fix="restore it, then run the same command again: it goes on where it stopped",
+        ) from error
+
+
 def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Sequence[int], writer: Writer, task: Any) -> None:
     from rsplugins.certification import run_certifier
 
     labels: dict[int, int] = {}
 
+    answered = 0
+
     def images() -> Iterator[tuple[int, Tensor]]:
+        nonlocal answered
         for index in todo:
-            image, labels[index] = dataset[index]
+            try:
+                image, labels[index] = _read(dataset, index)
+            except UnreadableInputError as error:
+                # One damaged file costs one record, not the night.
+                writer.append(Record(index, int(dataset.labels[index]), {}, 0, 0.0, " ".join(str(error).split())))
+                answered += 1
+                advance()
+                continue
             certifier.check_images(image[None])
             yield index, image
 
-    answered = 0
     with task as advance:
         for gathered in run_certifier(entry, certifier, images()):
             label = labels.pop(gathered.index)

@@ -134,14 +134,16 @@ def test_a_run_goes_on_past_unreadable_videos_and_records_them_as_failed(ucf, tm
     from rsplugins.certifier import Execution
     from rsplugins.host import get_host
     from rsplugins.runs.execute import execute
+    from rsplugins.runs.record import read_records
 
     data = rsplugins.data.load("ucf101:16", root=ucf, input_size=(3, 8, 32, 32))
     classifier = rsplugins.wrap(Bright(), input_size=(3, 8, 32, 32))
     entry = get_host().find("certifier", "smooth-reduce")
     certifier = prepare(entry, classifier, {"n": 200, "window": 8}, Execution())
-    run = execute(entry, certifier, data, data.select(), tmp_path / "run", model="bright", data="ucf101:16")
-    assert [record.error is None for record in run.records.values()] == [True, True, False, False, False, True]
-    assert "6 frames" in run.records[4].error
+    execute(entry, certifier, data, data.select(), tmp_path / "run", model="bright", data="ucf101:16")
+    records = read_records(tmp_path / "run")
+    assert [records[index].error is None for index in range(6)] == [True, True, False, False, False, True]
+    assert "6 frames" in records[4].error
     summary = (tmp_path / "run" / "summary.json").read_text()
     assert '"failed": 3' in summary
     assert '"abstained": 0' in summary
