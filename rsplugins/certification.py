@@ -66,7 +66,7 @@ def certify(
     certifier.check_images(x)
     claim = entry.load_claim()
     values = certifier.parameters.model_dump(mode="json")
-    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile}
+    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, **described_function(certifier)}
     from rsplugins.runs.progress import Silent, for_stream
 
     shown = for_stream() if progress else Silent()
@@ -199,6 +199,12 @@ def certifier_class(entry: Entry) -> type[Certifier[Any]]:
             f"The {entry.label} is no certifier: its factory is {kind!r}.", fix="Derive it from rsplugins.Certifier."
         )
     return kind
+
+
+def described_function(certifier: Certifier[Any]) -> dict[str, Any]:
+    """Return what a certifier says about the function it certifies besides the classifier, when it has a ``describe`` method."""
+    describe = getattr(certifier, "describe", None)
+    return dict(describe()) if callable(describe) else {}
 
 
 def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tuple[int, Tensor]]) -> Iterator[Gathered]:

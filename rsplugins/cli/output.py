@@ -87,7 +87,7 @@ def print_runs(runs: Sequence[Run]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("method", "guarantee"):
         table.add_column(heading, no_wrap=heading == "method" or not sys.stdout.isatty())
-    for heading in ("inputs", "abstain", "accuracy", "ACR"):
+    for heading in ("inputs", "abstain", "accuracy", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for _ in range(RADII):
         table.add_column("", justify="right", no_wrap=True)
@@ -99,7 +99,7 @@ def print_runs(runs: Sequence[Run]) -> None:
     console.print(table)
     console.print(
         "accuracy and r=...: percent of all inputs that are right with at least that radius on raw [0, 1] pixels; "
-        "ACR: mean radius over all inputs, 0 where wrong or abstained; n and sigma are in the report",
+        "ACR: average certified radius over all inputs, 0 where wrong or abstained; n and sigma are in the report",
         style="dim",
     )
 
@@ -114,7 +114,8 @@ def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int,
     estimates = title.startswith(ESTIMATES)
     heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
     style = "bold yellow" if estimates else "bold green"
-    table.add_row(*heading, *[""] * 4, *[f"r={radius:g}" for radius in grid], style=style)
+    mean = "mean r" if estimates else "ACR"  # an average of estimates is no average certified radius
+    table.add_row(*heading, "", "", "", mean, *[f"r={radius:g}" for radius in grid], style=style)
     for run in members:
         summary = summarise(run)
         total = max(1, summary["inputs"])

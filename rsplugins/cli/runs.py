@@ -11,6 +11,7 @@ from rsplugins.cli.output import plain_warnings, print_json, print_runs, say, sh
 from rsplugins.errors import ParameterError, UsageError
 
 if TYPE_CHECKING:
+    from rsplugins.runs.manifest import Manifest
     from rsplugins.runs.scoring import Run
     from rsplugins.runs.tables import Table
 
@@ -82,24 +83,25 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Recompute a run's claims at another confidence, from its evidence, without the model."""
-    from rsplugins.runs.rescore import copy_rescored, rescored, with_alpha
+    from rsplugins.runs.manifest import read_manifest
+    from rsplugins.runs.rescore import copy_rescored, with_alpha
     from rsplugins.runs.summary import summarise
 
     plain_warnings()
     if (alpha is None) == (dataset_alpha is None):
         raise UsageError("rescore needs one of --alpha and --dataset-alpha.", fix="rsplugins rescore DIR --alpha 0.01")
-    old = _open(directory)
+    old = read_manifest(directory)
     if dataset_alpha is not None:
-        manifest = with_alpha(old.manifest, dataset_alpha, inputs=len(old.manifest.selection.indices()))
+        manifest = with_alpha(old, dataset_alpha, inputs=len(old.selection.indices()))
     else:
-        manifest = with_alpha(old.manifest, float(alpha or 0.0))
-    new = rescored(old, manifest)
+        manifest = with_alpha(old, float(alpha or 0.0))
+    run = _open(directory, manifest)
     if out is not None:
-        new = copy_rescored(new, out)
+        run = copy_rescored(run, out)
     if as_json:
-        print_json({"before": summarise(old), "after": summarise(new)})
+        print_json({"directory": None if out is None else str(out), **summarise(run)})
     else:
-        print_runs([new])
+        print_runs([run])
     if out is not None:
         say(f"results: {shown_path(out)}")
 
@@ -186,10 +188,10 @@ def import_tsv(
         make(Path(temporary), keep=False)
 
 
-def _open(directory: Path) -> Run:
+def _open(directory: Path, manifest: Manifest | None = None) -> Run:
     from rsplugins.runs.scoring import open_run
 
-    run = open_run(directory)
+    run = open_run(directory, manifest=manifest)
     if not run.rows:
         raise UsageError(f"{directory} has no records yet.", fix="run its `rsplugins certify` command again")
     return run

@@ -67,6 +67,8 @@ def build_manifest(
         data: the data set's reference as the user gave it.
         command: the command line.
     """
+    from rsplugins.certification import described_function
+
     classifier, execution = certifier.classifier, certifier.execution
     described, origin = classifier.describe(), dataset.describe()
     return Manifest(
@@ -78,6 +80,7 @@ def build_manifest(
         model={"reference": model or described["source"], **described},
         data={"reference": data or origin["name"], **origin},
         selection=Selection.of(indices),
+        function=described_function(certifier),
         execution={"batch_size": execution.batch_size, "channels_last": execution.channels_last, **_device(classifier)},
         versions=versions(),
         plugin={"distribution": entry.distribution, "version": entry.version},

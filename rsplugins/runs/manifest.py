@@ -70,6 +70,7 @@ class Manifest(BaseModel):
         model: its reference, its fingerprint ``sha256``, and what it is.
         data: its reference, its fingerprint ``sha256``, and what it is.
         selection: which inputs.
+        function: what else the certifier says about the function that is certified, such as its noise.
         execution: batch size, device: what results do not depend on.
         versions: of Python and of the distributions that matter.
         plugin: distribution and version that brought the certifier.
@@ -90,6 +91,7 @@ class Manifest(BaseModel):
     model: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     selection: Selection
+    function: dict[str, Any] = Field(default_factory=dict)
     execution: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     plugin: dict[str, str] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from rsplugins.runs.files import write_whole
 from rsplugins.runs.manifest import Manifest, write_manifest
 from rsplugins.runs.output import write_numbers
 from rsplugins.runs.record import RECORDS, to_lines
-from rsplugins.runs.scoring import Run, claim_function, score
+from rsplugins.runs.scoring import Run
 
 
 def with_alpha(run: Manifest, alpha: float, *, inputs: int | None = None) -> Manifest:
@@ -36,12 +36,6 @@ def with_alpha(run: Manifest, alpha: float, *, inputs: int | None = None) -> Man
     if inputs is not None:
         note |= {"dataset_alpha": alpha, "inputs": inputs}
     return run.model_copy(update={"parameters": {**run.parameters, "alpha": each}, "rescored": note})
-
-
-def rescored(run: Run, manifest: Manifest) -> Run:
-    """Recompute a run's claims with the parameters of another manifest."""
-    rows = score([row.record for row in run.rows], claim_function(manifest), manifest.parameters)
-    return replace(run, manifest=manifest, rows=tuple(rows))
 
 
 def copy_rescored(run: Run, directory: Path) -> Run:

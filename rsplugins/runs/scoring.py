@@ -126,19 +126,19 @@ def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) 
         ) from error
 
 
-def open_run(directory: Path, *, parameters: Mapping[str, Any] | None = None) -> Run:
+def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
     """Read a run directory and recompute its claims from the evidence.
 
     Args:
         directory: as ``rsplugins certify`` wrote it.
-        parameters: replaces the manifest's, as ``rescore`` does.
+        manifest: replaces the directory's, as ``rescore`` does to change the confidence.
     """
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory) if manifest is None else manifest
     records = read_records(directory)
     selected = manifest.selection.indices()
     wanted = set(selected)
     kept = [records[index] for index in selected if index in records]
-    rows = score(kept, claim_function(manifest), manifest.parameters if parameters is None else parameters)
+    rows = score(kept, claim_function(manifest), manifest.parameters)
     return Run(
         directory,
         manifest,

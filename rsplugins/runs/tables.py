@@ -92,24 +92,15 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
         grid = radius_grid(
             max(row.radius for run in members for row in run.rows if row.correct) if _any_correct(members) else 0.0
         )
-        header = (
-            "method",
-            "guarantee",
-            "n",
-            "sigma",
-            "inputs",
-            "failed",
-            "abstain",
-            "accuracy",
-            "ACR",
-            *(f"r={r:g}" for r in grid),
-        )
-        rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
         estimated = title.startswith(ESTIMATES)
+        mean = "mean r" if estimated else "ACR"  # an average of estimates is no average certified radius
+        fixed = ("method", "guarantee", "n", "sigma", "inputs", "failed", "abstain", "accuracy", mean)
+        header = (*fixed, *(f"r={r:g}" for r in grid))
+        rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
         what = "at the estimated radius (no certificates)" if estimated else "with at least that certified radius"
         note = (
-            f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. ACR: the "
-            "average radius over all inputs, 0 where wrong, abstained or failed. Printed numbers are rounded down."
+            f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. "
+            f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. Printed numbers are rounded down."
         )
         tables.append(Table(title, header, rows, text_columns=2, note=note))
     return tables

@@ -97,6 +97,24 @@ def test_what_was_certified_before_a_failure_is_kept(make_run, tmp_path):
     assert list(read_records(tmp_path / "a")) == [0, 1]
 
 
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_certifier(make_run, tmp_path, monkeypatch):
+    from rsplugins.data import Dataset
+
+    read = Dataset.__getitem__
+
+    def damaged(self, index):
+        if index == 5:
+            raise OSError("broken image")
+        return read(self, index)
+
+    make_run("whole", indices=range(5))
+    monkeypatch.setattr(Dataset, "__getitem__", damaged)
+    monkeypatch.setattr(Dataset, "fingerprint", lambda self: "aa")
+    with pytest.raises(RunError, match="Input 5 of tiny cannot be read: OSError: broken image"):
+        make_run("a", indices=range(8))
+    assert list(read_records(tmp_path / "a")) == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_merged_shards_equal_an_unsharded_run(make_run, count):
     whole = results(make_run("whole").directory)

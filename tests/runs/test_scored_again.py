@@ -10,7 +10,7 @@ from scipy.stats import beta, norm
 
 from rsplugins.errors import ParameterError, RspluginsWarning, RunError
 from rsplugins.runs.report import to_html
-from rsplugins.runs.rescore import copy_rescored, rescored, with_alpha
+from rsplugins.runs.rescore import copy_rescored, with_alpha
 from rsplugins.runs.scoring import open_run
 from rsplugins.runs.verify import verify
 
@@ -22,7 +22,7 @@ def expected_radius(record, alpha):
 
 def test_rescoring_equals_certifying_at_that_confidence(make_run, tmp_path):
     old = make_run("old", alpha=0.001)
-    new = rescored(old, with_alpha(old.manifest, 0.05))
+    new = open_run(old.directory, manifest=with_alpha(old.manifest, 0.05))
     fresh = make_run("fresh", alpha=0.05)
     assert [row.claim for row in new.rows] == [row.claim for row in fresh.rows]
     for row in new.rows:
@@ -37,7 +37,7 @@ def test_rescoring_equals_certifying_at_that_confidence(make_run, tmp_path):
 
 def test_a_data_set_alpha_is_shared_among_all_inputs(make_run):
     run = make_run("a")
-    shared = rescored(run, with_alpha(run.manifest, 0.02, inputs=40))
+    shared = open_run(run.directory, manifest=with_alpha(run.manifest, 0.02, inputs=40))
     assert {row.claim.alpha for row in shared.rows} == {0.02 / 40}
     for row in shared.rows:
         assert row.radius == pytest.approx(expected_radius(row.record, 0.0005), rel=1e-6)
