@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rsplugins.lipschitz.analysis import Analysis, analyse, lipschitz_bound
     from rsplugins.lipschitz.convolution import convolution_norm
     from rsplugins.lipschitz.norms import matrix_norm
-    from rsplugins.lipschitz.orthogonal import orthogonal_classifier
+    from rsplugins.lipschitz.orthogonal import orthogonal_network, plain
     from rsplugins.lipschitz.rules import UnsupportedLayerError
     from rsplugins.lipschitz.split import Split, split_at
 
@@ -27,7 +27,8 @@ _HOMES = {
     "convolution_norm": "convolution",
     "lipschitz_bound": "analysis",
     "matrix_norm": "norms",
-    "orthogonal_classifier": "orthogonal",
+    "orthogonal_network": "orthogonal",
+    "plain": "orthogonal",
     "split_at": "split",
 }
 
@@ -39,7 +40,8 @@ __all__ = [
     "convolution_norm",
     "lipschitz_bound",
     "matrix_norm",
-    "orthogonal_classifier",
+    "orthogonal_network",
+    "plain",
     "split_at",
 ]
 

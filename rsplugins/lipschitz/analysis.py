@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from rsplugins.classifier import Classifier
+from rsplugins.errors import UnknownNameError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
 from rsplugins.lipschitz.calls import value_of
 from rsplugins.lipschitz.norms import TOLERANCE
@@ -130,6 +131,23 @@ class Analysis:
                 continue
             rows.append(self._row(node))
         return rows
+
+    def until(self, layer: str | None) -> Analysis:
+        """Return the analysis without a bound for anything behind a layer, so that no norm is computed there.
+
+        Raises:
+            UnknownNameError: there is no such layer among the traced ones.
+        """
+        if layer is None:
+            return self
+        if layer not in self.traced.outputs:
+            raise UnknownNameError(
+                "layer", layer, self.traced.outputs, fix="Use one of the names that `rsplugins lipschitz` prints."
+            )
+        kept = ancestors(self.traced.outputs[layer][-1])
+        beyond = {node: "not looked at" for node in self.values if node not in kept}
+        values = {node: value for node, value in self.values.items() if node in kept}
+        return replace(self, values=values, refusals={**self.refusals, **beyond})
 
     def _row(self, node: fx.Node) -> Row:
         name, kind = self.traced.path(node), self._kind(node)

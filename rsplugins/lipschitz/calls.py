@@ -168,6 +168,10 @@ def _module_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -
         )
     rule, names, options = _MODULES[kind]
     settings = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    weight, again = settings.get("weight"), getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and isinstance(again, Tensor) and not torch.allclose(weight, again, 0.0, 0.0, equal_nan=True):
+        # orthogonium 0.0.4 runs one more step of its power iteration at each reading, in eval mode too.
+        raise NoBoundError("its weight changes every time it is read; rsplugins.lipschitz.plain(network) fixes it")
     return rule(value, shape, out, {**options, **settings})
 
 
