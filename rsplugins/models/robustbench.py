@@ -6,16 +6,18 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 import torchvision.models
 from torch import nn
 
 from rsplugins.classifier import Classifier, wrap
 from rsplugins.compat import robustbench_imports
-from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError
+from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError, UsageError
 from rsplugins.models import checkpoint
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
@@ -99,7 +101,12 @@ def input_size(dataset: str, entry: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def build(dataset: str, threat_model: str, name: str) -> nn.Module:
-    """Return the network of a model with random weights; nothing is downloaded."""
+    """Return the network of a model with random weights; nothing is downloaded.
+
+    Raises:
+        UnknownNameError: no such data set, threat model or model.
+        UsageError: RobustBench's constructor fails on this machine; names the line and what to do.
+    """
     import timm
 
     entry = find(dataset, threat_model, name)
@@ -108,9 +115,28 @@ def build(dataset: str, threat_model: str, name: str) -> nn.Module:
         return timm.create_model(registered, num_classes=_CLASSES[dataset], pretrained=False)
     resnet50 = torchvision.models.resnet50
     # `Standard_R50` asks torchvision for its weights while it is built.
-    with mock.patch.object(torchvision.models, "resnet50", side_effect=lambda **_: resnet50()):
-        network: nn.Module = entry["model"]()
+    try:
+        with mock.patch.object(torchvision.models, "resnet50", side_effect=lambda **_: resnet50()):
+            network: nn.Module = entry["model"]()
+    except Exception as error:
+        raise _constructor_error(f"{dataset}/{threat_model}/{name}", error) from error
     return network
+
+
+def _constructor_error(name: str, error: Exception) -> UsageError:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "robustbench" in Path(frame.filename).parts]
+    where = f" at {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    message = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:200]
+    no_device = not torch.cuda.is_available() and any(word in str(error) for word in ("CUDA", "NVIDIA"))
+    return UsageError(
+        f"RobustBench cannot build {name} here: {type(error).__name__}{where}: {message}.",
+        cause="its constructor puts tensors on a CUDA device."
+        if no_device
+        else "a dependency newer than this RobustBench expects.",
+        fix="Use a machine with a CUDA device, or another model."
+        if no_device
+        else "Choose another model, or report it to RobustBench.",
+    )
 
 
 def _load(dataset: str, threat_model: str, name: str, model_dir: Path, entry: dict[str, Any]) -> nn.Module:

@@ -25,7 +25,7 @@ import rsplugins
 from rsplugins.errors import RspluginsError
 from rsplugins.models import robustbench
 
-SEED, SAMPLE = 0, 60
+SEED, SAMPLE, ARCHITECTURES = 0, 60, 40
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "wrap-rate.md"
 
 
@@ -44,6 +44,12 @@ def timm_sample(count: int = SAMPLE, seed: int = SEED) -> list[str]:
     """Return names drawn from all timm architectures whose default configuration has a classification head."""
     heads = [name for name in timm.list_models() if timm.get_pretrained_cfg(name).num_classes]
     return sorted(random.Random(seed).sample(heads, count))
+
+
+def robustbench_sample(count: int | None = ARCHITECTURES, seed: int = SEED) -> list[tuple[str, str, str]]:
+    """Return names drawn from the different RobustBench networks; None for all."""
+    every = robustbench_architectures()
+    return every if count is None else sorted(random.Random(seed).sample(every, count))
 
 
 def robustbench_architectures() -> list[tuple[str, str, str]]:
@@ -125,7 +131,8 @@ Written by `python tests/models/wrap_rate.py`: offline, random weights, one rand
 loads, wraps, and gives finite logits of the right shape, the same twice (models above 100 million parameters run once).
 
 * timm: {SAMPLE} drawn with seed {SEED} from all architectures whose default configuration has a head, whatever their size.
-* RobustBench: every network that differs in class or constructor, by data set; the first name stands for the others.
+* RobustBench: {ARCHITECTURES} drawn with seed {SEED} from the {len(robustbench_architectures())} networks that differ in class or
+  constructor, by data set; the first name of each stands for the others (`--all` runs them all).
 
 Versions: {versions}.
 
@@ -136,11 +143,15 @@ def main() -> None:
     """Run everything and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="print what would be run, and stop")
+    parser.add_argument("--all", action="store_true", help="every RobustBench network in place of a sample")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     jobs = [
         ("timm", [f"timm:{name}" for name in timm_sample()]),
-        ("RobustBench", [f"robustbench:{'/'.join(parts)}" for parts in robustbench_architectures()]),
+        (
+            "RobustBench",
+            [f"robustbench:{'/'.join(parts)}" for parts in robustbench_sample(None if arguments.all else ARCHITECTURES)],
+        ),
     ]
     sections = []
     for title, references in jobs:
