@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -176,6 +177,11 @@ class Recipe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.name):
+            raise ParameterError(
+                f"The recipe's name is {self.name!r}.",
+                fix="Use lower-case letters, digits, dots and hyphens: it names the folder and the model.",
+            )
         for table in self.hooks:
             if not isinstance(table.get("name"), str):
                 raise ParameterError("A [[hooks]] table has no name.", fix='Write name = "gaussian", or another training hook.')

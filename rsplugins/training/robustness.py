@@ -201,25 +201,37 @@ def _attack_batch(
     return found
 
 
-def _autoattack(model: nn.Module, settings: AttackSettings, table: ImageTable) -> Callable[[Tensor, Tensor], Tensor]:
-    from rsplugins.compat import alias_autoattack
+def check_autoattack(settings: AttackSettings, num_classes: int) -> None:
+    """Check that the wanted attacks of AutoAttack can run here on a model with that many classes.
 
-    alias_autoattack()
+    Raises:
+        PluginUnavailableError: AutoAttack is not installed.
+        ParameterError: too few classes for the DLR loss.
+    """
+    if not settings.autoattack:
+        return
     if importlib.util.find_spec("pyautoattack") is None and importlib.util.find_spec("autoattack") is None:
         raise PluginUnavailableError(
             "AutoAttack is not installed.",
             fix='pip install "pyautoattack>=0.2"; or leave it out with --autoattack none, and do not trust PGD alone.',
         )
+    if num_classes < 4 and any(name in ("apgd-t", "apgd-dlr") for name in settings.autoattack):
+        raise ParameterError(
+            f"AutoAttack's DLR loss needs at least 4 classes; the model has {num_classes}.",
+            fix="Use --autoattack apgd-ce,fab,square.",
+        )
+
+
+def _autoattack(model: nn.Module, settings: AttackSettings, table: ImageTable) -> Callable[[Tensor, Tensor], Tensor]:
+    from rsplugins.compat import alias_autoattack
+
+    check_autoattack(settings, table.num_classes)
+    alias_autoattack()
     from autoattack import AutoAttack
 
     # pyautoattack and the original name it differently.
     signature = inspect.signature(AutoAttack.run_standard_evaluation)
     keyword = "batch_size" if "batch_size" in signature.parameters else "bs"
-    if table.num_classes < 4 and any(name in ("apgd-t", "apgd-dlr") for name in settings.autoattack):
-        raise ParameterError(
-            f"AutoAttack's DLR loss needs at least 4 classes; the model has {table.num_classes}.",
-            fix="Use --autoattack apgd-ce,fab,square.",
-        )
     adversary = AutoAttack(
         model, norm="Linf", eps=settings.eps, seed=settings.seed, version="standard", device=table.labels.device
     )
