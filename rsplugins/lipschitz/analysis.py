@@ -223,7 +223,7 @@ def private_copy(classifier: Classifier) -> Classifier:
     """Return a deep copy, or the Classifier itself where it has parts that cannot be copied."""
     classifier.check_ready()
     try:
-        return copy.deepcopy(classifier)
+        return copy.deepcopy(classifier).requires_grad_(False)
     except (RuntimeError, TypeError, NotImplementedError):
         return classifier
 
