@@ -31,6 +31,8 @@ def train(
 ) -> None:
     """Train the model of a recipe. The same command resumes a run that was interrupted.
 
+    On several devices: torchrun --no-python --nproc-per-node=N rsplugins train RECIPE --out DIR
+
     Exit codes: 0 done or stopped by the time budget, 1 the loss was not finite, 2 wrong use.
     """
     from rsplugins.training.batch import train_all

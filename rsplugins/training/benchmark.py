@@ -44,7 +44,7 @@ def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
     engine, share = trainer.engine, seconds / (2 * rounds)
     order = trainer.order(0).to(trainer.device)
     batch = trainer.ranks.share(order[: trainer.batch_size])
-    images = as_float(trainer.train.images[batch]).contiguous(memory_format=engine.layout)
+    images = engine.arranged(as_float(trainer.train.images[batch]))
     labels = trainer.train.labels[batch]
 
     def bare(step: int) -> None:

@@ -54,12 +54,10 @@ class Engine:
     ) -> None:
         settings = recipe.training
         self.recipe, self.hooks, self.device, self.steps, self.ranks = recipe, hooks, device, steps, ranks or Ranks()
-        layout = torch.channels_last if settings.channels_last and device.type != "meta" else torch.contiguous_format
-        self.layout = layout
+        self.layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if settings.channels_last else {}
         self.classifier = classifier.to(device)
         for parameter in self.classifier.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=layout)
+            parameter.data = self.arranged(parameter.data)
         self.ranks.copy_from_first(self._tensors())
         self.forward: nn.Module = torch.compile(self.classifier) if settings.compile else self.classifier  # type: ignore[assignment]
         self.optimizer = make_optimizer(recipe.optimizer, self.classifier, device)
@@ -81,7 +79,11 @@ class Engine:
         self.seed(epoch, step)
         settings = self.recipe.data
         images = augment(table.images[index], crop=settings.crop, flip=settings.flip, generator=self.generator)
-        self.update(as_float(images).contiguous(memory_format=self.layout), table.labels[index], epoch, step)
+        self.update(self.arranged(as_float(images)), table.labels[index], epoch, step)
+
+    def arranged(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in the memory layout of the run."""
+        return tensor.contiguous(memory_format=self.layouts.get(tensor.dim(), torch.contiguous_format))
 
     def seed(self, epoch: int, step: int) -> None:
         """Make everything random in a step a function of (seed, epoch, step, rank)."""

@@ -24,6 +24,7 @@ class DataSettings(Settings):
         name: a reference of ``rsplugins.data.load``, such as ``"mnist"`` or ``"folder:cifar10"``.
         train: the training split.
         test: the split that is measured after each epoch; selection never uses it.
+        input_size: (C, H, W) that photographs are resized and cropped to; None takes the images as they are.
         crop: pixels of zero padding for random crops; 0 for none.
         flip: whether images are mirrored at random.
     """
@@ -33,6 +34,7 @@ class DataSettings(Settings):
     name: str
     train: str = "train"
     test: str = "test"
+    input_size: tuple[Count, ...] | None = None
     crop: Whole = 0
     flip: bool = False
 

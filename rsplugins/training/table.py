@@ -114,7 +114,7 @@ def table_of(dataset: LabelledImages, num_classes: int, threads: int = 8) -> Ima
         raise InputValueError(
             f"The images have several sizes: {', '.join('x'.join(map(str, size)) for size in sorted(sizes)[:3])}, ...",
             cause="A data set of photographs.",
-            fix="Training keeps all images in memory at one size; resize them once into an image folder.",
+            fix="Training keeps all images in memory at one size: say [data] input_size = [3, 224, 224].",
         )
     dtype = torch.uint8 if all(image.dtype == torch.uint8 for image, _ in items) else torch.float32
     images = torch.stack([image if dtype == torch.uint8 else as_float(image) for image, _ in items])
@@ -132,17 +132,20 @@ def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator
     """Shift images by up to ``crop`` pixels in each direction over zeros, and mirror half of them, in one gather.
 
     Args:
-        images: (B, C, H, W), any dtype.
+        images: (B, C, H, W), or (B, C, T, H, W) for video; any dtype.
         crop: pixels of padding; 0 for no shift.
         flip: whether to mirror.
         generator: on the device of the images.
 
     Returns:
-        (B, C, H, W), same dtype.
+        Same shape and dtype.
     """
     if not crop and not flip:
         return images
-    count, channels, height, width = images.shape
+    shape, (height, width) = images.shape, images.shape[-2:]
+    # The frames of a video move together, as the channels of an image do.
+    images = images.reshape(shape[0], -1, height, width)
+    count, channels = images.shape[:2]
     device = images.device
     rows = torch.arange(height, device=device).expand(count, height)
     columns = torch.arange(width, device=device).expand(count, width)
@@ -155,4 +158,4 @@ def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator
         images = torch.nn.functional.pad(images, (crop, crop, crop, crop))
     batch = torch.arange(count, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[None, :, None, None]
-    return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]].reshape(shape)

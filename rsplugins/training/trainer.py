@@ -92,8 +92,9 @@ class Trainer:
         if self.device.type == "cuda":
             self.device = torch.device("cuda", self.ranks.local if self.device.index is None else self.device.index)
             torch.cuda.set_device(self.device)
-        self.train = train or load_table(recipe.data.name, recipe.data.train, data_root)
-        self.test = test or load_table(recipe.data.name, recipe.data.test, data_root)
+        data = recipe.data
+        self.train = train or load_table(data.name, data.train, data_root, data.input_size)
+        self.test = test or load_table(data.name, data.test, data_root, data.input_size)
         self.batch_size = min(recipe.training.batch_size, len(self.train))
         self.ranks.check_batch(self.batch_size)
         self.steps = len(self.train) // self.batch_size

@@ -69,6 +69,9 @@ def test_augmentation_shifts_and_mirrors_each_image_as_a_slow_loop_would():
         seen.add(matches[0])
     assert {mirrored for mirrored, _, _ in seen} == {False, True}
     assert {row for _, row, _ in seen} == set(range(5))
+    video = images[:, :, None].repeat(1, 1, 3, 1, 1)
+    moved = augment(video, crop=2, flip=True, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(moved[:, :, frame], out) for frame in range(3))
     assert augment(images, crop=0, flip=False, generator=torch.Generator()) is images
 
 

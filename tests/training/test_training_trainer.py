@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from training_cases import recipe, small_net, table
 
 from rsplugins.errors import ParameterError, RunError
-from rsplugins.training import Gairat, GaussianAugmentation, Trainer, TrainingDivergedError, hookimpl
+from rsplugins.training import Gairat, GaussianAugmentation, ImageTable, Trainer, TrainingDivergedError, hookimpl
 from rsplugins.training.engine import derived_seed
 from rsplugins.training.trainer import accuracy, choose_device
 
@@ -271,3 +271,15 @@ def test_two_ranks_train_as_one(tmp_path):
     for name, value in ranks[0].items():
         assert torch.equal(value, ranks[1][name])
         assert torch.allclose(value, alone[name.removeprefix("module.")], atol=1e-5)
+
+
+def test_videos_train_in_their_own_layout(tmp_path):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(64, 3)
+    )
+    frames = table()
+    videos = ImageTable(frames.images[:, :, None].repeat(1, 1, 2, 1, 1), frames.labels, 3)
+    trainer = Trainer(recipe(epochs=1), tmp_path, train=videos, test=videos, module=network, hooks=[], device="cpu", quiet=True)
+    assert trainer.engine.arranged(torch.rand(2, 2, 3, 4, 4)).is_contiguous(memory_format=torch.channels_last_3d)
+    assert trainer.fit().record["input"]["shape"] == [1, 2, 4, 4]
