@@ -41,6 +41,5 @@ for noise in ("common", "independent", "as-published"):
     )
     right = [c.radius if c.prediction == label else 0.0 for c, label in zip(certificates, labels, strict=True)]
     guarantee = certificates[0].guarantee
-    print(
-        f"{noise:12s} mean radius {sum(right) / len(right):.4f}  ({guarantee}{'' if guarantee.certifies else ': not a certificate'})"
-    )
+    warning = "" if guarantee.certifies else ": not a certificate"
+    print(f"{noise:12s} mean radius {sum(right) / len(right):.4f}  ({guarantee}{warning})")
