@@ -63,5 +63,6 @@ for noise in ("common", "soft", "independent"):
     right = [c.radius if c.prediction == label else 0.0 for c, label in zip(certificates, truth, strict=True)]
     abstained = sum(c.abstained for c in certificates)
     print(
-        f"{noise:12s} mean radius {sum(right) / len(right):.4f}, {sum(r > 0 for r in right)}/{len(right)} right, {abstained} abstained"
+    hits = sum(radius > 0 for radius in right)
+    print(f"{noise:12s} mean radius {sum(right) / len(right):.4f}, {hits}/{len(right)} right, {abstained} abstained")
     )
