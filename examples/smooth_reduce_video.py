@@ -62,7 +62,5 @@ for noise in ("common", "soft", "independent"):
     )
     right = [c.radius if c.prediction == label else 0.0 for c, label in zip(certificates, truth, strict=True)]
     abstained = sum(c.abstained for c in certificates)
-    print(
     hits = sum(radius > 0 for radius in right)
     print(f"{noise:12s} mean radius {sum(right) / len(right):.4f}, {hits}/{len(right)} right, {abstained} abstained")
-    )
