@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         CertifierDescriptor,
         DatasetDescriptor,
         ModelSourceDescriptor,
+        MomentRuleDescriptor,
         TrainingHookDescriptor,
         hookimpl,
     )
@@ -38,6 +39,7 @@ _HOMES = {
     "Guarantee": "rsplugins.certificate",
     "Input": "rsplugins.certifier",
     "ModelSourceDescriptor": "rsplugins.host",
+    "MomentRuleDescriptor": "rsplugins.host",
     "Norm": "rsplugins.certificate",
     "RspluginsError": "rsplugins.errors",
     "TrainingHookDescriptor": "rsplugins.host",
@@ -67,6 +69,7 @@ __all__ = [  # noqa: RUF022 -- the order a reader meets them in
     "ModelSourceDescriptor",
     "DatasetDescriptor",
     "BoundOperatorDescriptor",
+    "MomentRuleDescriptor",
     "TrainingHookDescriptor",
     "RspluginsError",
     "__version__",

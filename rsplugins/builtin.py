@@ -61,6 +61,24 @@ def rsplugins_certifiers() -> list[CertifierDescriptor]:
             norms=(Norm.L2,),
         ),
         *_bound_certifiers(),
+        CertifierDescriptor(
+            name="covariance",
+            summary="radius estimated by propagating a Gaussian (Zhen et al. 2021); an estimate, never a certificate",
+            factory="rsplugins.certifiers.covariance:Covariance",
+            claim="rsplugins.moments.claims:covariance",
+            guarantee=Guarantee.ESTIMATE,
+            norms=(Norm.L2,),
+            requires=("auto-LiRPA>=0.3",),
+        ),
+        CertifierDescriptor(
+            name="covariance-guided",
+            summary="votes whose class and number a propagated Gaussian fixes beforehand: fewer samples, the same guarantee",
+            factory="rsplugins.certifiers.covariance_guided:CovarianceGuided",
+            claim="rsplugins.moments.claims:covariance_guided",
+            guarantee=Guarantee.PROBABILISTIC,
+            norms=(Norm.L2,),
+            requires=("auto-LiRPA>=0.3",),
+        ),
     ]
 
 

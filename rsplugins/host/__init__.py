@@ -9,6 +9,7 @@ from rsplugins.host.descriptors import (
     DatasetDescriptor,
     Descriptor,
     ModelSourceDescriptor,
+    MomentRuleDescriptor,
     TrainingHookDescriptor,
 )
 from rsplugins.host.entries import Entry, Status, guard
@@ -24,6 +25,7 @@ __all__ = [
     "Entry",
     "Host",
     "ModelSourceDescriptor",
+    "MomentRuleDescriptor",
     "Status",
     "TrainingHookDescriptor",
     "get_host",

@@ -125,6 +125,24 @@ class BoundOperatorDescriptor(Descriptor):
 
 
 @dataclass(frozen=True)
+class MomentRuleDescriptor(Descriptor):
+    """What an auto-LiRPA operator does to a Gaussian: the factory is a function :class:`rsplugins.moments.rules.Site` -> operation.
+
+    Attributes:
+        operator: the class name of auto-LiRPA's operator, such as ``"BoundSoftplus"``; comes before a built-in rule for it.
+    """
+
+    kind: ClassVar[str] = "moment-rule"
+
+    operator: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        good = isinstance(self.operator, str) and self.operator.isidentifier()
+        self._check("operator", good, 'a class name such as "BoundSoftplus"')
+
+
+@dataclass(frozen=True)
 class TrainingHookDescriptor(Descriptor):
     """A training hook: the factory makes an object with the methods that ``rsplugins.training`` calls."""
 

@@ -16,6 +16,7 @@ from rsplugins.host.descriptors import (
     DatasetDescriptor,
     Descriptor,
     ModelSourceDescriptor,
+    MomentRuleDescriptor,
     TrainingHookDescriptor,
 )
 
@@ -29,6 +30,7 @@ RETURNS: dict[str, type[Descriptor]] = {
     "rsplugins_models": ModelSourceDescriptor,
     "rsplugins_datasets": DatasetDescriptor,
     "rsplugins_bound_operators": BoundOperatorDescriptor,
+    "rsplugins_moment_rules": MomentRuleDescriptor,
     "rsplugins_training_hooks": TrainingHookDescriptor,
 }
 """Every hook and what its list must hold, in the order of listings."""
@@ -94,6 +96,24 @@ class HookSpecs:
                         operator="onnx::Gemm",
                         factory="my_package.operators:BoundMyGemm",
                         requires=("auto-LiRPA>=0.3",),
+                    )
+                ]
+        """
+
+    @hookspec
+    def rsplugins_moment_rules(self) -> Sequence[MomentRuleDescriptor]:  # type: ignore[empty-body]
+        """Return moment rules: what an auto-LiRPA operator does to a Gaussian, for the certifiers ``covariance...``.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_moment_rules():
+                return [
+                    rsplugins.MomentRuleDescriptor(
+                        name="softplus",
+                        summary="softplus by quadrature",
+                        operator="BoundSoftplus",
+                        factory="my_package.moments:softplus",
                     )
                 ]
         """

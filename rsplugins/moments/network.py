@@ -272,7 +272,7 @@ def _layer_with(kind: str, model: nn.Module, example: Tensor) -> str:
     given: dict[str, Tensor] = {}
 
     def remember(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _, inputs: given.setdefault(name, inputs[0]) and None
+        return lambda _, inputs: given.update({name: given.get(name, inputs[0])})
 
     leaves = [(name, layer) for name, layer in model.named_modules() if not any(True for _ in layer.children())]
     hooks = [layer.register_forward_pre_hook(remember(name)) for name, layer in leaves]
