@@ -40,7 +40,7 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
     check_module(module)
     lirpa = bridge_auto_lirpa()
     pair = example[:1].detach().expand(2, *example.shape[1:]).contiguous()
-    with _without_dropout(module), exporter_settings_kept(), quiet():
+    with _trainable_as_before(module), _without_dropout(module), exporter_settings_kept(), quiet():
         try:
             graph = lirpa.BoundedModule(
                 module, pair, bound_opts=_options(module), device=pair.device, custom_ops=dict(operators or {})
@@ -101,6 +101,17 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _trainable_as_before(module: nn.Module) -> Iterator[None]:
+    # In eval mode auto-LiRPA freezes the parameters, which are the module's own.
+    kept = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, trainable in kept:
+            parameter.requires_grad_(trainable)
+
+
+@contextlib.contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
     # Release 0.3 puts a whole model into training mode when it sees dropout, although dropout in eval mode is the identity.
     replaced = [
@@ -131,7 +142,7 @@ def _check_batch_sizes(module: nn.Module, graph: Any, pair: Tensor, cause: Excep
                     found = graph(values[:batch])
                     same = _agree(found, expected)
             except Exception as error:
-                raise _batch_error(batch) from error
+                raise (_batch_error(batch) if batch != len(pair) else _run_error(pair, error)) from error
             if not same:
                 raise _batch_error(batch) from cause
 
@@ -146,6 +157,14 @@ def _batch_error(batch: int) -> UsageError:
         f"The model's trace depends on the batch size: it was recorded with 2 inputs and is wrong for {batch}.",
         cause="a batch size fixed in forward(), such as x.view(32, -1), or a Python branch on values or on len(x).",
         fix="Write x.flatten(1) or x.view(x.shape[0], -1), and replace Python branches by tensor operations.",
+    )
+
+
+def _run_error(pair: Tensor, error: Exception) -> ParameterError:
+    return ParameterError(
+        f"The model does not run on two inputs of shape {tuple(pair.shape[1:])}: {str(error).splitlines()[0]}",
+        cause="the example has another shape than the model takes.",
+        fix="Pass an example of the model's own input shape, with the batch dimension first.",
     )
 
 

@@ -21,6 +21,13 @@ bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundInput, BoundRelu  # noqa: E402
 
 
+_PIECEWISE = frozenset(
+    "Input Relu Linear MatMul Conv BatchNormalization AveragePool GlobalAveragePool Flatten Reshape Add Sub Mul Div Neg Pad "
+    "Transpose Concat Slice Squeeze Unsqueeze Shape Gather Identity Cast ReduceMean ReduceSum".split()
+)
+"""Operators that are affine in what is perturbed, and ReLU."""
+
+
 def whole_network_bounds(
     network: BoundNetwork,
     images: Tensor,
@@ -88,9 +95,11 @@ def _masked(graph: Any, node: Any, values: dict[str, Tensor]) -> Tensor:
 
 def _only_relu(graph: Any) -> None:
     for node in graph._modules.values():
-        if getattr(node, "nonlinear", False) and type(node) is not BoundRelu and node.perturbed:
+        kind = type(node).__name__.removeprefix("Bound")
+        products = kind in ("Mul", "Div", "MatMul") and sum(parent.perturbed for parent in node.inputs) > 1
+        if node.perturbed and (kind not in _PIECEWISE or products):
             raise ParameterError(
-                f"Expected tight bounds have no mask for {type(node).__name__.removeprefix('Bound')}.",
+                f"Expected tight bounds of a whole network have no mask for {kind}.",
                 cause="the method is defined for ReLU networks.",
                 fix="Use a ReLU network, or the block operators, which bound other activations by intervals.",
             )
