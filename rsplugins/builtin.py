@@ -195,6 +195,7 @@ def rsplugins_training_hooks() -> list[TrainingHookDescriptor]:
         "gaussian": ("smoothing:GaussianAugmentation", "Gaussian augmentation (Cohen et al. 2019)"),
         "consistency": ("smoothing:Consistency", "consistency of noisy predictions (Jeong and Shin 2020)"),
         "macer": ("smoothing:Macer", "maximise the soft smoothed radius (Zhai et al. 2020)"),
+        "covariance": ("covariance:CovarianceTraining", "maximise the radius by propagated covariances (Zhen et al. 2021)"),
         "latent-noise": ("smoothing:LatentNoise", "noise between encoder and head, for latent smoothing"),
         "at": ("adversarial:AdversarialTraining", "adversarial training on PGD images (Madry et al. 2018)"),
         "fat": ("adversarial:FriendlyAdversarialTraining", "early-stopped PGD (Zhang et al. 2020)"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from rsplugins.training.adversarial import AdversarialTraining, FriendlyAdversarialTraining, Mart, Trades
 from rsplugins.training.bounding import EtbReleasedTraining, EtbTraining, IbpTraining, SoundEtbTraining
+from rsplugins.training.covariance import CovarianceTraining
 from rsplugins.training.gairat import (
     Gairat,
     GairFat,
@@ -33,6 +34,7 @@ __all__ = [
     "AdversarialTraining",
     "Batch",
     "Consistency",
+    "CovarianceTraining",
     "EtbReleasedTraining",
     "EtbTraining",
     "FriendlyAdversarialTraining",

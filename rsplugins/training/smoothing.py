@@ -179,11 +179,26 @@ def macer_loss(logits: Tensor, labels: Tensor, *, sigma: float, lambda_: float, 
         gamma: hinge.
     """
     classification = F.nll_loss((F.softmax(logits, dim=2).mean(1) + 1e-10).log(), labels)
-    values, classes = F.softmax(beta * logits, dim=2).mean(1).topk(2)
+    hinge = quantile_hinge(F.softmax(beta * logits, dim=2).mean(1), labels, gamma)
+    objective: Tensor = classification + lambda_ * sigma / 2 * hinge / len(labels)
+    return objective
+
+
+def quantile_hinge(probabilities: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Return the sum of gamma - (Phi^-1(p_1) - Phi^-1(p_2)) over inputs that are right, p_1 and p_2 the two largest.
+
+    Inputs whose gap is not finite or above gamma do not count.
+
+    Args:
+        probabilities: (B, K).
+        labels: (B,).
+        gamma: hinge.
+    """
+    values, classes = probabilities.topk(2)
     # Chosen by index before the quantile function, whose gradient is infinite at 0 and 1: a mask after it would give NaN.
     inside = (values > 0.0).all(1) & (values < 1.0).all(1)
     counted = torch.special.ndtri(values.detach()).diff(dim=1)[:, 0].abs() <= gamma
     chosen = values[inside & counted & (classes[:, 0] == labels)]
     gap = torch.special.ndtri(chosen[:, 0]) - torch.special.ndtri(chosen[:, 1])
-    objective: Tensor = classification + lambda_ * sigma / 2 * (gamma - gap).sum() / len(labels)
-    return objective
+    hinges: Tensor = gamma - gap
+    return hinges.sum()

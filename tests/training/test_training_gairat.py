@@ -151,6 +151,20 @@ def test_trades_against_a_slow_reference(weighted):
     assert sum(further) > 10 * sum(_kl(clean[i], model(images + 1e-3)[i]).item() for i in range(8))
 
 
+def test_trades_attacks_the_divergence_from_the_clean_prediction():
+    model, (images, labels) = small_net(), batch(5)
+    _, step = _run(Trades(**ATTACK), images, labels, model)
+    generator = torch.Generator().manual_seed(3)
+    x = images + 0.001 * torch.empty_like(images).normal_(generator=generator)
+    clean = model(images).detach()
+    for _ in range(ATTACK["steps"]):
+        x = x.detach().requires_grad_()
+        sum(_kl(clean[i], model(x)[i]) for i in range(5)).backward()
+        x = x.detach() + ATTACK["step_size"] * x.grad.sign()
+        x = torch.max(torch.min(x, images + ATTACK["eps"]), images - ATTACK["eps"]).clamp(0, 1)
+    assert torch.allclose(step.perturbed, x, atol=1e-6)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_mart_against_a_slow_reference(weighted):
     model, (images, labels) = small_net(), batch(8)
