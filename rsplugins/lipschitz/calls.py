@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from rsplugins.lipschitz import rules
-from rsplugins.lipschitz.activations import FUNCTIONS, MODULES, OPTIONS
+from rsplugins.lipschitz.activations import FUNCTIONS, MODULES, OPTIONS, SLOPES
 from rsplugins.lipschitz.rules import NoBoundError, Shape
 from rsplugins.lipschitz.tracing import Preprocess, Traced
 from rsplugins.lipschitz.values import Scale, Value, outward
@@ -282,6 +283,9 @@ def _sum(traced: Traced, node: fx.Node, values: dict[fx.Node, Value], out: Shape
 def _product(traced: Traced, node: fx.Node, values: dict[fx.Node, Value], out: Shape, *, divide: bool) -> Value:
     parts, shapes = _operands(traced, node, values)
     varying = [i for i, part in enumerate(parts) if isinstance(part, Value)]
+    gated = None if divide else _swish(traced, node)
+    if gated is not None:
+        return values[gated].through(SLOPES["silu"]() or math.inf)
     if node.kwargs or len(varying) != 1 or (divide and varying == [1]):
         raise NoBoundError("a product or quotient of two values that depend on the image has no global bound")
     factor = parts[1 - varying[0]]
@@ -295,6 +299,19 @@ def _product(traced: Traced, node: fx.Node, values: dict[fx.Node, Value], out: S
             )
         )
     return rules.multiply(parts[varying[0]], shapes[varying[0]], out, factor)
+
+
+def _swish(traced: Traced, node: fx.Node) -> fx.Node | None:
+    """Return x where the node is x * sigmoid(x), which is SiLU written out."""
+    for x, gate in (node.args, node.args[::-1]):
+        if not isinstance(gate, fx.Node) or gate.all_input_nodes != [x]:
+            continue
+        named = str(getattr(gate.target, "__name__", gate.target))
+        if gate.op == "call_module":
+            named = "sigmoid" if isinstance(traced.root.get_submodule(str(gate.target)), nn.Sigmoid) else ""
+        if named == "sigmoid":
+            return x if isinstance(x, fx.Node) else None
+    return None
 
 
 def _stack(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Value:

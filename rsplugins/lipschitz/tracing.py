@@ -224,6 +224,12 @@ def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> 
     from rsplugins.lipschitz.calls import is_known_module
 
     classifier.check_ready()
+    if classifier.dtype not in (torch.float32, torch.float64):
+        raise UsageError(
+            f"The network's weights are {str(classifier.dtype).removeprefix('torch.')}; the bounds do not hold for it.",
+            cause="they bound the network in exact arithmetic, of which this format is too coarse a copy.",
+            fix="Convert it with classifier.float().",
+        )
     size = input_size or classifier.input_size
     if size is None:
         raise UsageError(

@@ -1,5 +1,8 @@
 """Bounds of whole networks against adversarial searches for stretched pairs, and against exact norms of linear networks."""
 
+import importlib
+import importlib.util
+
 import pytest
 import timm
 import torch
@@ -130,7 +133,44 @@ def test_parametrised_weights_are_read_as_they_are():
 
 class Gate(nn.Module):
     def forward(self, x):
-        return x * torch.sigmoid(x)
+        return x * torch.tanh(x)
+
+
+class Swish(nn.Module):
+    def __init__(self, flipped):
+        super().__init__()
+        self.flipped = flipped
+
+    def forward(self, x):
+        return torch.sigmoid(x) * x if self.flipped else x * x.sigmoid()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_swish_written_out_is_silu(flipped):
+    classifier = rsplugins.wrap(nn.Sequential(Swish(flipped), nn.Flatten()), input_size=(1, 2, 2))
+    assert lipschitz_bound(classifier) == pytest.approx(1.09984)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("wide_resnet.WideResNet", "block1"), ("dm_wide_resnet.DMWideResNet", "layer.0")])
+def test_robustbench_architectures_cut_at_a_named_layer(name, layer):
+    if importlib.util.find_spec("robustbench") is None:
+        pytest.skip("robustbench is not installed")
+    from rsplugins.compat import robustbench_imports
+    from rsplugins.lipschitz import split_at
+
+    home, kind = name.split(".")
+    with robustbench_imports():
+        module = importlib.import_module(f"robustbench.model_zoo.architectures.{home}")
+    torch.manual_seed(0)
+    settings = {"widen_factor": 1} if home == "wide_resnet" else {"width": 1, "activation_fn": module.Swish}
+    network = getattr(module, kind)(depth=10, num_classes=10, **settings)
+    classifier = rsplugins.wrap(network, input_size=(3, 32, 32))
+    analysis = analyse(classifier)
+    encoder, head = split_at(classifier, layer)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(head(encoder(x)), classifier(x), atol=1e-5)
+    bound = analysis.constant(analysis.cut_nodes()[layer])
+    assert stretch(encoder, (3, 32, 32), steps=10, pairs=2) <= bound < 1e4
 
 
 @pytest.mark.parametrize(
