@@ -39,8 +39,9 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
     """
     check_module(module)
     lirpa = bridge_auto_lirpa()
+    trainable = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
     pair = example[:1].detach().expand(2, *example.shape[1:]).contiguous()
-    with _trainable_as_before(module), _without_dropout(module), exporter_settings_kept(), quiet():
+    with _without_dropout(module), exporter_settings_kept(), quiet():
         try:
             graph = lirpa.BoundedModule(
                 module, pair, bound_opts=_options(module), device=pair.device, custom_ops=dict(operators or {})
@@ -52,6 +53,12 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
             raise unsupported(module, pair, operators, error) from error
         if not module.training:
             graph.eval()
+        # A parameter's node sets requires_grad to its own training mode whenever it is used.
+        for node in graph._modules.values():
+            parameter = getattr(node, "param", None)
+            if parameter is not None and id(parameter) in trainable:
+                node.training = trainable[id(parameter)]
+                parameter.requires_grad_(node.training)
         _check_batch_sizes(module, graph, pair)
     return graph
 
@@ -98,17 +105,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _trainable_as_before(module: nn.Module) -> Iterator[None]:
-    # In eval mode auto-LiRPA freezes the parameters, which are the module's own.
-    kept = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        yield
-    finally:
-        for parameter, trainable in kept:
-            parameter.requires_grad_(trainable)
 
 
 @contextlib.contextmanager

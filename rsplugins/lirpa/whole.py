@@ -20,9 +20,8 @@ from rsplugins.lirpa.network import BoundNetwork
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundInput, BoundRelu  # noqa: E402
 
-
 _PIECEWISE = frozenset(
-    "Input Relu Linear MatMul Conv BatchNormalization AveragePool GlobalAveragePool Flatten Reshape Add Sub Mul Div Neg Pad "
+    "Input Relu Linear MatMul Conv BatchNormalization AveragePool GlobalAveragePool Flatten Reshape Add Sub Mul Div Neg Pad "  # noqa: SIM905
     "Transpose Concat Slice Squeeze Unsqueeze Shape Gather Identity Cast ReduceMean ReduceSum".split()
 )
 """Operators that are affine in what is perturbed, and ReLU."""

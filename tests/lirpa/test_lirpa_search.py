@@ -1,0 +1,131 @@
+"""Bisection, batches that fit the memory, and claims recomputed from the evidence alone."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rsplugins.errors import RspluginsWarning
+from rsplugins.lirpa import claims
+from rsplugins.lirpa.search import Margins, Search, margin_rows
+
+LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.5, 2.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+
+
+def linear(images, eps, specification):
+    """Margins of a network that loses 10 eps on every margin: certified up to a tenth of the smallest margin."""
+    logits = LOGITS[images.flatten().long()]
+    return torch.einsum("bsk,bk->bs", specification.double(), logits) - 10 * eps.unsqueeze(1)
+
+
+IMAGES = torch.arange(3.0).view(3, 1)
+
+
+def test_margin_rows_are_prediction_minus_each_other():
+    rows = margin_rows(torch.tensor([2, 0]), 3)
+    found = torch.einsum("bsk,bk->bs", rows.double(), LOGITS[[1, 0]])
+    assert found.tolist() == [[2.0, 1.5], [2.0, 3.0]]
+
+
+def test_bisection_is_within_tolerance_and_below():
+    found = Search(Margins(linear), "float64").largest(IMAGES, LOGITS, max_eps=1.0, tolerance=1e-3)
+    for evidence, truth in zip(found, (0.2, 0.15, 0.0), strict=True):
+        claim = claims.ibp(evidence, {"norm": "linf", "dtype": "float64"})
+        assert truth - 1e-3 <= claim.radius <= truth
+        assert evidence["refuted"]["eps"] > truth or truth == 0
+    assert [claims.ibp(e, {"norm": "linf", "dtype": "float64"}).prediction for e in found] == [0, 2, 0]
+
+
+def test_certified_at_the_largest_eps_stops_there():
+    calls = []
+
+    def counted(images, eps, specification):
+        calls.append(len(images))
+        return linear(images, eps, specification)
+
+    found = Search(Margins(counted), "float64").largest(IMAGES[:1], LOGITS[:1], max_eps=0.1, tolerance=1e-6)
+    assert (found[0]["certified"]["eps"], found[0]["refuted"], calls) == (0.1, None, [1])
+
+
+def test_one_eps_is_verified_or_not():
+    found = Search(Margins(linear), "float64").at(IMAGES, LOGITS, 0.18)
+    radii = [claims.crown(evidence, {"norm": "l2", "dtype": "float64"}).radius for evidence in found]
+    assert radii == [0.18, 0.0, 0.0]
+
+
+def test_a_bound_that_is_not_a_number_certifies_nothing():
+    def broken(images, eps, specification):
+        return linear(images, eps, specification) * float("nan")
+
+    (evidence,) = Search(Margins(broken), "float64").at(IMAGES[:1], LOGITS[:1], 0.01)
+    assert evidence["refuted"]["margins"] == [None, None]
+    assert claims.ibp(json.loads(json.dumps(evidence)), {"norm": "linf", "dtype": "float64"}).radius == 0.0
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("not enough memory"), MemoryError()]
+)
+def test_out_of_memory_halves_inputs_then_rows_and_says_so(error):
+    sizes = []
+
+    def limited(images, eps, specification):
+        sizes.append((len(images), specification.shape[1]))
+        if len(images) * specification.shape[1] > 1:
+            raise error
+        return linear(images, eps, specification)
+
+    margins = Margins(limited, batch=3, rows=2)
+    rows, eps = margin_rows(LOGITS.argmax(1), 3), torch.full((3,), 0.01, dtype=torch.float64)
+    with pytest.warns(RspluginsWarning) as warned:
+        found = margins(IMAGES, eps, rows)
+    said = [str(w.message) for w in warned]
+    assert len(said) == 2
+    assert "going on with 1 inputs at a time" in said[0]
+    assert "going on with 1 specification rows at a time" in said[1]
+    torch.testing.assert_close(found, Margins(linear)(IMAGES, eps, rows))
+    assert (margins.batch, margins.rows) == (1, 1)
+
+
+def test_out_of_memory_with_one_row_is_the_callers():
+    def never(images, eps, specification):
+        raise RuntimeError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"), pytest.warns(RspluginsWarning):
+        Margins(never, batch=2)(IMAGES, torch.ones(3), margin_rows(LOGITS.argmax(1), 3))
+
+
+def test_other_errors_are_not_taken_for_memory():
+    def wrong(images, eps, specification):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Margins(wrong)(IMAGES, torch.ones(3), margin_rows(LOGITS.argmax(1), 3))
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(1, 1), (2, 1), (1, 2), (7, 9)])
+def test_chunks_do_not_change_bounds(batch, rows):
+    specification, eps = margin_rows(LOGITS.argmax(1), 3), torch.rand(3)
+    torch.testing.assert_close(
+        Margins(linear, batch, rows)(IMAGES, eps, specification), linear(IMAGES, eps, specification).double()
+    )
+
+
+def test_slack_is_relative_to_the_logits():
+    assert claims.is_certified([1e-9], [1.0, 0.0], "float64")
+    assert not claims.is_certified([1e-9], [1.0, 0.0], "float32")
+    assert not claims.is_certified([1e-9], [100.0, 0.0], "float64")
+
+
+def test_etb_never_claims_more_than_an_estimate():
+    evidence = {"logits": [1.0, 0.0], "certified": {"eps": 0.1, "margins": [0.5]}, "refuted": None}
+    parameters = {"norm": "linf", "dtype": "float64", "variant": "whole"}
+    assert not claims.etb(evidence, parameters).guarantee.certifies
+    assert claims.etb(evidence, parameters).rule.endswith("(whole)")
+    assert claims.sound_etb(evidence, parameters).guarantee.certifies
+
+
+def test_claims_import_no_torch():
+    code = "import sys, rsplugins.lirpa.claims; sys.exit('torch' in sys.modules or 'auto_LiRPA' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
