@@ -118,7 +118,7 @@ def table(title: str, outcomes: list[Outcome]) -> str:
         "| model | parameters, millions | wraps |",
         "| --- | ---: | --- |",
     ]
-    lines += [f"| `{o.reference}` | {o.parameters / 1e6:.1f} | {'yes' if o.good else 'no: ' + o.note} |" for o in outcomes]
+    lines += [f"| `{o.reference}` | {o.parameters / 1e6:.0f} | {'yes' if o.good else 'no: ' + o.note} |" for o in outcomes]
     return "\n".join(lines) + "\n"
 
 
