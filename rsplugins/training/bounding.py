@@ -85,7 +85,7 @@ class IbpTraining(Settings):
     def bounder(self, batch: Batch) -> Bounder:
         """Return what bounds the model, made at the first step."""
         if self._bounder is None:
-            self._bounder = make_bounder(batch.model, batch.images, ("ibp",) if self.bound == "ibp" else ("ibp", self.bound))
+            self._bounder = make_bounder(batch.model, batch.images, ("ibp",))
         return self._bounder
 
 
@@ -95,11 +95,19 @@ class SoundEtbTraining(IbpTraining):
 
     Attributes:
         ibp_share: how much of the robust loss is that of plain interval bounds.
+        convolutions: whether blocks of two convolutions are bounded too: tighter, and several times slower.
     """
 
     bound: ClassVar[Bound] = "sound-etb"
 
     ibp_share: Fraction = 0.0
+    convolutions: bool = False
+
+    def bounder(self, batch: Batch) -> Bounder:
+        """Return what bounds the model, made at the first step."""
+        if self._bounder is None:
+            self._bounder = make_bounder(batch.model, batch.images, ("ibp", self.bound), convolutions=self.convolutions)
+        return self._bounder
 
     def robust(self, batch: Batch, eps: float) -> Tensor:
         """Return the mixed robust loss."""

@@ -30,7 +30,7 @@ class Bounder(Protocol):
         ...
 
 
-def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> Bounder:
+def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound], *, convolutions: bool = True) -> Bounder:
     """Return what bounds a model: a chain where it is one, auto-LiRPA otherwise.
 
     Args:
@@ -38,6 +38,7 @@ def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> 
         example: images (B, C, H, W), for their shape.
         bounds: those that will be asked for. auto-LiRPA writes to the weights while it traces them, so it does so now and not
             between a forward and a backward pass.
+        convolutions: whether blocks of two convolutions are bounded, in a chain; see :func:`propagate`.
 
     Raises:
         ParameterError: not a chain, and auto-LiRPA is not installed; names the first layer that does not fit.
@@ -45,7 +46,7 @@ def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> 
     model = getattr(model, "_orig_mod", model)  # torch.compile keeps the module there
     stray = next((layer for layer in _leaves(model) if not isinstance(layer, _IN_CHAIN)), None)
     if stray is None and _is_sequential(model):
-        return Chain(model)
+        return Chain(model, convolutions)
     import importlib.util
 
     if importlib.util.find_spec("auto_LiRPA") is None:
@@ -80,9 +81,11 @@ class Chain:
 
     Attributes:
         model: the module, whose parameters are read at each call.
+        convolutions: whether blocks of two convolutions are bounded; see :func:`propagate`.
     """
 
     model: nn.Module
+    convolutions: bool = True
 
     def lower(self, images: Tensor, eps: float, specification: Tensor, bound: Bound, clip: bool) -> Tensor:
         """Return lower bounds (B, S) of specification (B, S, K) @ logits."""
@@ -92,7 +95,7 @@ class Chain:
             raise ParameterError("The network has to end with a linear layer.", fix="Leave out what follows it.")
         bias = None if last.bias is None else specification @ last.bias
         layers[-1] = Dense(specification @ last.weight, bias)
-        low, _ = propagate(layers, rectified, self.box(images, eps, clip), bound)[-1]
+        low, _ = propagate(layers, rectified, self.box(images, eps, clip), bound, convolutions=self.convolutions)[-1]
         return low
 
     def offsets(self, images: Tensor, eps: float, clip: bool) -> Tensor:
@@ -136,11 +139,14 @@ class Chain:
         return _normalised(self.model, low), _normalised(self.model, high)
 
 
-def propagate(layers: list[Layer], rectified: list[bool], box: Interval, bound: Bound) -> list[Interval]:
+def propagate(
+    layers: list[Layer], rectified: list[bool], box: Interval, bound: Bound, *, convolutions: bool = True
+) -> list[Interval]:
     """Return the bounds after each affine layer, before its ReLU.
 
     Sound ETB closes a block at every layer and intersects with interval bounds; ETB's blocks do not overlap, and the layer after
-    a block starts the next one from the block's own (unsound) bounds.
+    a block starts the next one from the block's own (unsound) bounds. Without ``convolutions``, blocks that a convolution closes
+    are left to interval bounds: as sound as before, looser, and nine times faster on an MNIST network.
     """
     found: list[Interval] = []
     inputs: list[Interval] = []
@@ -151,11 +157,12 @@ def propagate(layers: list[Layer], rectified: list[bool], box: Interval, bound: 
         after = _interval(layer, current)
         follows_relu = position > 0 and rectified[position - 1]
         closes = follows_relu and (bound == "sound-etb" or (bound == "etb" and opened))
+        closes = closes and (convolutions or isinstance(layer, Dense))
         if closes:
             low, high = _block(layer, layers[position - 1], inputs[-2], found[-1], sound=bound == "sound-etb")
             # Sound bounds may be intersected; ETB's are what they are.
             after = (torch.maximum(after[0], low), torch.minimum(after[1], high)) if bound == "sound-etb" else (low, high)
-        opened = not (follows_relu and opened)
+        opened = not closes
         found.append(after)
         current = (after[0].clamp(min=0), after[1].clamp(min=0)) if rectified[position] else after
     return found
@@ -163,13 +170,18 @@ def propagate(layers: list[Layer], rectified: list[bool], box: Interval, bound: 
 
 def _block(closing: Layer, opening: Layer, box: Interval, preactivation: Interval, *, sound: bool) -> Interval:
     """Bound closing(relu(opening(x))) over a box: the formulas of ``rsplugins.lirpa.etb``."""
-    center, ball = (box[0] + box[1]) / 2, Ball((box[1] - box[0]) / 2)
-    mask = (preactivation[1] >= 0).to(center.dtype)
-    middle = closing.apply(mask * opening.apply(center))
-    spread = deviation(closing, mask, opening, ball)
+    (lower, upper), center = preactivation, (box[0] + box[1]) / 2
+    unstable = (lower < 0) & (upper > 0)
+    if sound:
+        # Along its chord; the inner `where` keeps a division by zero out of the gradient.
+        slopes = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(upper.dtype))
+    else:
+        slopes = (upper >= 0).to(upper.dtype)
+    middle = closing.apply(slopes * opening.apply(center))
+    spread = deviation(closing, slopes, opening, Ball((box[1] - box[0]) / 2))
     low, high = middle - spread, middle + spread
     if sound:
-        gap = mask * (-preactivation[0]).clamp(min=0)
+        gap = torch.where(unstable, -lower * slopes, 0.0)
         low, high = low + closing.sided(gap, -1), high + closing.sided(gap, 1)
     return low, high
 

@@ -72,6 +72,18 @@ def test_sound_bounds_contain_samples_and_etb_of_the_absolute_value_does_not(bou
     assert value <= -1.0 < estimate == 0.0
 
 
+@pytest.mark.parametrize("bound", ["etb", "sound-etb"])
+def test_leaving_out_blocks_of_convolutions_lies_between(bound):
+    model, (images, labels) = _convolutional(), _inputs()
+    parts = {kept: Chain(model, kept).lower(images, 0.05, against(labels, 4), bound, True) for kept in (False, True)}
+    interval = Chain(model).lower(images, 0.05, against(labels, 4), "ibp", True)
+    assert interval.sum() + 0.1 < parts[False].sum()
+    assert parts[False].sum() + 0.1 < parts[True].sum()
+    if bound == "sound-etb":
+        assert (interval <= parts[False] + 1e-5).all()
+        assert (parts[False] <= parts[True] + 1e-5).all()
+
+
 def test_on_a_linear_model_every_bound_is_the_exact_margin():
     weight = torch.randn(16)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
