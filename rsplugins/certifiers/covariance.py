@@ -27,8 +27,8 @@ class Covariance(Certifier[CovarianceParameters]):
     """What the radius of smoothing would be, from one pass and without a sample.
 
     Zhen, Chakraborty, Singh, "Simpler Certified Radius Maximization by Propagating Covariances" (CVPR 2021), with the moments put
-    right; ``representation="published", rule="as-published"`` is the released code. Never a certificate: activations are taken for
-    jointly Gaussian.
+    right; ``representation="published", rule="as-published"`` is the released code. Never a certificate: activations are taken
+    for jointly Gaussian.
 
     Args:
         classifier: raw [0, 1] pixels to logits.

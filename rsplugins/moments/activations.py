@@ -106,10 +106,11 @@ class LeakyRelu(Activation):
         low, found = self.negative, rectified_covariance(mean, covariance)
         if not low:
             return found
-        slope = torch.special.ndtr(mean / deviation(covariance.diagonal(dim1=-2, dim2=-1)))
+        slope: Tensor = torch.special.ndtr(mean / deviation(covariance.diagonal(dim1=-2, dim2=-1)))
         mixed = covariance * (slope.unsqueeze(-1) + slope.unsqueeze(-2))
         rest = 1 - low
-        return low * low * covariance + low * rest * mixed + rest * rest * found
+        total: Tensor = low * low * covariance + low * rest * mixed + rest * rest * found
+        return total
 
 
 class Gelu(Activation):
@@ -141,6 +142,6 @@ def _rule(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _hermite() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _hermite() -> tuple[np.ndarray, np.ndarray]:
     nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE)
     return nodes, weights / weights.sum()

@@ -20,7 +20,8 @@ class Channel:
     A linear operator is exact while its input positions are independent, as those of the noise are: the first convolution is
     exact where its window does not touch the padding. Afterwards positions are correlated and this representation forgets it:
     the covariance of later convolutions comes out too small for kernels whose taps agree in sign, too large where they cancel.
-    Neither ``inflation=0.1`` (the paper's) nor any other constant bounds that; ``"sound"`` multiplies by the number of taps T, and
+    Neither ``inflation=0.1`` (the paper's) nor any other constant bounds that; ``"sound"`` multiplies by the number of taps T,
+    and
 
     .. math:: \mathrm{Cov}\Big(\sum_{t=1}^T y_t\Big) \preceq T \sum_{t=1}^T \mathrm{Cov}(y_t)
 
@@ -178,7 +179,9 @@ class Channel:
         rows = [torch.cat([self.covariance(a, b).expand(batch, -1, -1) for b in sources], -1) for a in sources]
         self._covariance[name, name] = _nearest(torch.cat(rows, -2))
         for other in keep:
-            self._covariance[name, other] = torch.cat([self.covariance(node, other).expand(batch, -1, -1) for node in sources], -2)
+            self._covariance[name, other] = torch.cat(
+                [self.covariance(node, other).expand(batch, -1, -1) for node in sources], -2
+            )
 
 
 def _average(a: Tensor, b: Tensor) -> Tensor:
@@ -193,5 +196,5 @@ def _nearest(covariance: Tensor) -> Tensor:
     """
     covariance = 0.5 * (covariance + covariance.transpose(-1, -2))
     values, vectors = torch.linalg.eigh(covariance.detach())
-    negative = (vectors * values.clamp(max=0).unsqueeze(-2)) @ vectors.transpose(-1, -2)
+    negative: Tensor = (vectors * values.clamp(max=0).unsqueeze(-2)) @ vectors.transpose(-1, -2)
     return covariance - negative

@@ -135,9 +135,9 @@ def covariance(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
 def covariance_guided(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
     """The claim of ``covariance-guided``: PROBABILISTIC, from the votes alone.
 
-    The class and the number of samples are functions of the model and the input, fixed before any sample is drawn, so the votes are
-    binomial with that number of trials, Clopper-Pearson holds, and all of alpha goes into it. How good the propagated estimate is
-    has no part in the proof.
+    The class and the number of samples are functions of the model and the input, fixed before any sample is drawn, so the votes
+    are binomial with that number of trials, Clopper-Pearson holds, and all of alpha goes into it. How good the propagated
+    estimate is has no part in the proof.
 
     Args:
         evidence: ``{"class": 3, "n": 8000, "failure": log probability, "estimation": {"3": 7990, "5": 10}}``.

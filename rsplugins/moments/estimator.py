@@ -18,7 +18,7 @@ from rsplugins.classifier import Classifier
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.full import Full
 from rsplugins.moments.low_rank import LowRank
-from rsplugins.moments.memory import choose, estimate, in_words
+from rsplugins.moments.memory import COMFORT, choose, estimate, in_words
 from rsplugins.moments.network import LogitGaussian, MomentNetwork
 from rsplugins.moments.operations import Representation
 from rsplugins.moments.rules import Rule
@@ -101,7 +101,8 @@ class Estimator:
         self.representation = choose(needs, p.representation, limit)
         sys.stderr.write(f"{self._label}: using {self.representation}\n")
         needed = needs.get(self.representation, needs["channel"])
-        self._batch = max(1, min(_BATCH, limit // max(needed, 1)))
+        # small enough for the caches: larger batches are no faster
+        self._batch = max(1, min(_BATCH, min(limit, 2 * COMFORT) // max(needed, 1)))
         self._network = network
         return network
 

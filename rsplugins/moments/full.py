@@ -20,11 +20,12 @@ class Full:
     """The joint Gaussian of all nodes that are still needed.
 
     Linear operators are exact. Activations have exact means, variances and (jointly Gaussian inputs taken for granted)
-    cross-covariances with other nodes; between the components of one activation, see ``cross``. What is left is the closure: after
-    an activation the vector is treated as Gaussian again.
+    cross-covariances with other nodes; between the components of one activation, see ``cross``. What is left is the closure:
+    after an activation the vector is treated as Gaussian again.
 
     Args:
-        cross: ``"exact"`` takes the exact covariance between components of an activation; ``"first-order"`` D S D off the diagonal.
+        cross: ``"exact"`` takes the exact covariance between components of an activation; ``"first-order"`` D S D off the
+            diagonal.
     """
 
     def __init__(self, cross: Cross = "exact") -> None:
@@ -101,7 +102,8 @@ class Full:
         for view in operation.views[1:]:
             at = view.clamp_min(0)
             variance = own.diagonal(dim1=-2, dim2=-1)
-            best = larger(mean, variance, values[:, at], spread[:, at], cross.gather(2, at.expand(len(mean), -1).unsqueeze(-1))[..., 0])
+            between = cross.gather(2, at.expand(len(mean), -1).unsqueeze(-1))[..., 0]
+            best = larger(mean, variance, values[:, at], spread[:, at], between)
             one, taken = _where(best.first, view < 0, absent)
             two = 1 - one
             between = one.unsqueeze(-1) * cross[:, :, at] * two.unsqueeze(-2)

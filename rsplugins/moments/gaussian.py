@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 _REACH = 30.0  # beyond, the cdf is 0 or 1 and the density 0 in float64; clamping keeps squares of m/s finite
-_NODES = 16  # of the Gauss-Legendre rule: the error of a rectified correlation is below 1e-7 up to |rho| = .999
+_NODES = 12  # of the Gauss-Legendre rule: the error of a rectified correlation is below 2e-7 up to |rho| = .999
+_BLOCK = 64
 
 
 class Moments(NamedTuple):
@@ -82,21 +83,32 @@ def rectified_covariance(mean: Tensor, covariance: Tensor) -> Tensor:
     Returns:
         (..., n, n).
     """
-    own = rectified(mean, covariance.diagonal(dim1=-2, dim2=-1))
-    s = deviation(covariance.diagonal(dim1=-2, dim2=-1))
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    own, s = rectified(mean, variance), deviation(variance)
+    covariance = covariance.expand(*mean.shape, -1)
     a = (mean / s).clamp(-_REACH, _REACH)
-    scale = s.unsqueeze(-1) * s.unsqueeze(-2)
-    rho = (covariance / scale).clamp(-1 + 1e-7, 1 - 1e-7)
-    squares = 0.5 * (a.square().unsqueeze(-1) + a.square().unsqueeze(-2))
-    product = a.unsqueeze(-1) * a.unsqueeze(-2)
-    top = torch.asin(rho)
+    size, rows = mean.shape[-1], []
+    for begin in range(0, size, _BLOCK):
+        # the upper triangle, a few rows at a time: what the integral needs then stays in the processor's caches
+        high, right = slice(begin, begin + _BLOCK), slice(begin, size)
+        first = covariance[..., high, right] * own.slope[..., high, None] * own.slope[..., None, right]
+        scale = s[..., high, None] * s[..., None, right]
+        rest = scale * _tail(covariance[..., high, right] / scale, a[..., high, None], a[..., None, right])
+        rows.append(torch.nn.functional.pad(first + rest, (begin, 0)))
+    upper = torch.cat(rows, -2).triu(1)
+    return with_diagonal(upper + upper.transpose(-1, -2), own.variance)
+
+
+def _tail(rho: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return the integral of :func:`rectified_covariance` over 2 pi."""
+    rho = rho.clamp(-1 + 1e-7, 1 - 1e-7)
+    top, product, squares = torch.asin(rho), a * b, 0.5 * (a.square() + b.square())
     integral = torch.zeros_like(rho)
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     for node, weight in zip(0.5 * (nodes + 1), 0.5 * weights, strict=True):
         sine = torch.sin(top * node)
         integral = integral + weight * (rho - sine) * torch.exp((product * sine - squares) / (1 - sine.square()))
-    first = covariance * own.slope.unsqueeze(-1) * own.slope.unsqueeze(-2)
-    return with_diagonal(first + scale * top * integral / (2 * math.pi), own.variance)
+    return top * integral / (2 * math.pi)
 
 
 def with_diagonal(matrix: Tensor, diagonal: Tensor) -> Tensor:
@@ -115,8 +127,9 @@ class Larger(NamedTuple):
 def larger(mean_1: Tensor, variance_1: Tensor, mean_2: Tensor, variance_2: Tensor, covariance: Tensor) -> Larger:
     r"""Exact moments of max(X_1, X_2): Clark, "The greatest of a finite set of random variables" (Operations Research 1961).
 
-    With :math:`\theta^2 = \mathrm{Var}(X_1 - X_2)` and :math:`\alpha = (m_1 - m_2)/\theta`, the first is the larger with probability
-    :math:`\Phi(\alpha)`, and Cov(max, Z) = Phi(alpha) Cov(X_1, Z) + Phi(-alpha) Cov(X_2, Z) for every jointly Gaussian Z.
+    With :math:`\theta^2 = \mathrm{Var}(X_1 - X_2)` and :math:`\alpha = (m_1 - m_2)/\theta`, the first is the larger with
+    probability :math:`\Phi(\alpha)`, and Cov(max, Z) = Phi(alpha) Cov(X_1, Z) + Phi(-alpha) Cov(X_2, Z) for every jointly
+    Gaussian Z.
 
     Example:
         >>> one, zero = torch.tensor(1.0), torch.tensor(0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import singledispatchmethod
+from functools import lru_cache, singledispatchmethod
 
 import torch
 from torch import Tensor
@@ -47,11 +47,11 @@ class LowRank:
 
     .. math:: \sigma^2 J_0 J_0^T + \sum_l J_l \,\mathrm{diag}(c_l)\, J_l^T
 
-    with J_l the Jacobian of the logits with respect to the output of activation l in the network whose activations are replaced by
-    their mean slopes. K backward passes give all J_l, residual connections with their cross-covariance included, and no n x n
+    with J_l the Jacobian of the logits with respect to the output of activation l in the network whose activations are replaced
+    by their mean slopes. K backward passes give all J_l, residual connections with their cross-covariance included, and no n x n
     matrix is ever needed, but for the n variances before each activation. Those come from the factor: ``rank`` fixed orthonormal
-    directions of the input noise pushed through the slopes, scaled so that the variances after the first layer are exact, plus the
-    diagonal c pushed through the squared weights.
+    directions of the input noise pushed through the slopes, scaled so that the variances after the first layer are exact, plus
+    the diagonal c pushed through the squared weights.
 
     The error: the variances before later activations have a relative standard error of about sqrt(2 / rank), .18 at rank 64, and
     none when ``rank`` is at least the number of inputs; covariances among the parts c are neglected there, and only there. They
@@ -190,11 +190,13 @@ class LowRank:
         )
 
 
+@lru_cache(maxsize=4)
 def directions(count: int, size: int, seed: int) -> Tensor:
     """Return orthonormal rows (count, size) in random directions, the same on every machine up to rounding."""
     generator = torch.Generator().manual_seed(seed)
     columns = torch.randn(size, count, dtype=torch.float64, generator=generator)
-    return torch.linalg.qr(columns).Q.t().contiguous()
+    rows: Tensor = torch.linalg.qr(columns).Q.t().contiguous()
+    return rows
 
 
 def _columns(apply: object, factor: Tensor) -> Tensor:

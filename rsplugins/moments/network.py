@@ -200,8 +200,9 @@ class _Normalised(nn.Module):
 
 
 def _without_casts(model: nn.Module) -> nn.Module:
-    is_plain = isinstance(model, Classifier) and model.resize is None
-    return _Normalised(model).train(model.training) if is_plain else model
+    if not isinstance(model, Classifier) or model.resize is not None:
+        return model
+    return _Normalised(model).train(model.training)
 
 
 def check_sigma(sigma: float) -> None:

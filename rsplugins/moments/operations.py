@@ -24,8 +24,8 @@ class Linear:
         apply: x (N, *in) -> A x (N, *out), without the offset; every row by itself.
         squared: v (N, *in) -> (A * A) v: the variances of y when the components of x are independent with variances v.
         offset: broadcastable to (1, *out).
-        mixing: S (B, C, C) -> (B, C', C'): covariance over the channels at one position of y when the positions of x are independent
-            with covariance S each; None when the operator has no such form.
+        mixing: S (B, C, C) -> (B, C', C'): covariance over the channels at one position of y when the positions of x are
+            independent with covariance S each; None when the operator has no such form.
         aligned: C (B, C, M) -> (B, C', M): what an output position takes from the input position it lies on, applied to rows.
         taps: input positions that an output position sums over.
         pointwise: whether every component of y depends on one component of x, so that independence is kept.
@@ -52,8 +52,8 @@ class Maximum:
     """y_i = the largest of x at several places; folded two at a time by Clark's formulas.
 
     Attributes:
-        views: each (n_out,), indices into the flattened x; -1 where the window sticks out of the image. In the first view no index
-            may be -1 unless a later one covers the place.
+        views: each (n_out,), indices into the flattened x; -1 where the window sticks out of the image. In the first view no
+            index may be -1 unless a later one covers the place.
         shape: of y, without the batch.
     """
 

@@ -41,7 +41,7 @@ def samples_needed(
 
     Example:
         >>> samples_needed(-40.0, sigma=0.25, alpha=0.001, n=100_000, n_min=500, tolerance=0.05)
-        47286
+        45371
         >>> samples_needed(math.log(0.3), sigma=0.25, alpha=0.001, n=100_000, n_min=500, tolerance=0.05)
         500
     """

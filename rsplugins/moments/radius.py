@@ -29,12 +29,12 @@ def margins(mean: Tensor, covariance: Tensor, label: Tensor | None = None) -> tu
 
 
 def pairwise_radius(mean: Tensor, covariance: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
-    r"""sigma times the smallest (mean / deviation) of the margins: the distance to the nearest of the pairwise boundaries.
+    r"""Return sigma times the smallest (mean / deviation) of the margins: the distance to the nearest of the pairwise boundaries.
 
     .. math:: R = \sigma \min_k \frac{\mu_A - \mu_k}{\sqrt{S_{AA} + S_{kk} - 2 S_{Ak}}}
 
-    On a linear network this is the distance to the decision boundary for every sigma. On others it is optimistic, as it leaves out
-    every class but one. Negative where ``label`` is not the class of the largest mean.
+    On a linear network this is the distance to the decision boundary for every sigma. On others it is optimistic, as it leaves
+    out every class but one. Negative where ``label`` is not the class of the largest mean.
 
     Args:
         mean: (B, K).
@@ -46,8 +46,8 @@ def pairwise_radius(mean: Tensor, covariance: Tensor, sigma: float, label: Tenso
         (B,), raw pixels.
 
     Example:
-        >>> pairwise_radius(torch.tensor([[3.0, 0.0]]), torch.eye(2).unsqueeze(0), 0.5).item()
-        1.0606601238250732
+        >>> round(pairwise_radius(torch.tensor([[3.0, 0.0]]), torch.eye(2).unsqueeze(0), 0.5).item(), 5)
+        1.06066
     """
     gap, spread = margins(mean, covariance, label)
     return sigma * (gap / spread).amin(1)
@@ -62,11 +62,12 @@ def as_published_radius(mean: Tensor, covariance: Tensor, sigma: float) -> Tenso
     row = torch.arange(len(mean), device=mean.device)
     a, b = top[:, 0], top[:, 1]
     variance = covariance[row, a, a] + covariance[row, b, b] + 2 * covariance[row, a, b].abs()
-    return sigma * (mean[row, a] - mean[row, b]) / deviation(variance)
+    radius: Tensor = sigma * (mean[row, a] - mean[row, b]) / deviation(variance)
+    return radius
 
 
 def union_radius(mean: Tensor, covariance: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
-    r"""sigma Phi^-1 of the union bound of the class's probability under the logit Gaussian.
+    r"""Return sigma Phi^-1 of the union bound of the class's probability under the logit Gaussian.
 
     .. math:: R = \sigma\, \Phi^{-1}\Big(1 - \sum_{k \ne A} \Phi\big({-(\mu_A - \mu_k)/s_k}\big)\Big)
 
@@ -92,7 +93,8 @@ def union_radius(mean: Tensor, covariance: Tensor, sigma: float, label: Tensor |
         # density / tail, in logarithms because both underflow; below density's reach the ratio is z itself
         hazard = torch.where(z < 20, density(z) / log_tail.exp().clamp_min(1e-300), z + 1 / z.clamp_min(1.0))
     # One Newton step from the solution: the value stays, and the derivative is that of the implicit function.
-    return sigma * (z - (failure - log_tail) / hazard)
+    radius: Tensor = sigma * (z - (failure - log_tail) / hazard)
+    return radius
 
 
 def _quantile(log_tail: Tensor) -> Tensor:

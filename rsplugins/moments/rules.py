@@ -45,7 +45,7 @@ class Site:
         value = self.values[position] if position < len(self.values) else None
         if value is None:
             raise ParameterError(
-                f"Operator {type(self.node).__name__} at {self.node.name} multiplies or shifts by a value that depends on the input.",
+                f"Operator {type(self.node).__name__} at {self.node.name} needs a constant, and the model has none there.",
                 cause="moment rules exist for operators with constant weights.",
                 fix="Rewrite that part with linear layers, activations, pooling, additions and concatenations.",
             )
@@ -69,7 +69,11 @@ def convolution(site: Site) -> Linear:
 
     def matrices() -> Tensor:
         blocks = weight.flatten(2).chunk(node.groups, 0)
-        return torch.stack([torch.block_diag(*(block[..., tap] for block in blocks)) for tap in range(blocks[0].shape[-1])])
+        outputs, inputs, taps = blocks[0].shape
+        dense = weight.new_zeros(taps, outputs * node.groups, inputs * node.groups)
+        for group, block in enumerate(blocks):
+            dense[:, group * outputs : (group + 1) * outputs, group * inputs : (group + 1) * inputs] = block.permute(2, 0, 1)
+        return dense
 
     def aligned(rows: Tensor) -> Tensor:
         sizes = weight.shape[2:]
@@ -79,15 +83,11 @@ def convolution(site: Site) -> Linear:
         tap = at[0] if len(at) == 1 else at[0] * sizes[1] + at[1]
         return matrices()[tap] @ rows
 
-    def mixing(covariance: Tensor) -> Tensor:
-        taps = matrices().unsqueeze(1)
-        return (taps @ covariance @ taps.transpose(-1, -2)).sum(0)
-
     return Linear(
         apply=lambda x: run(x, weight, None, *options),
         squared=lambda v: run(v, weight.square(), None, *options),
         offset=offset,
-        mixing=mixing,
+        mixing=lambda covariance: _summed(matrices(), covariance),
         aligned=aligned,
         taps=math.prod(weight.shape[2:]),
     )
@@ -100,9 +100,7 @@ def dense(site: Site) -> Linear:
     weight = weight * one.to(weight).reshape(())
 
     def mixing(covariance: Tensor) -> Tensor:
-        channels = covariance.shape[-1]
-        taps = weight.view(len(weight), channels, -1).permute(2, 0, 1).unsqueeze(1)
-        return (taps @ covariance @ taps.transpose(-1, -2)).sum(0)
+        return _summed(weight.view(len(weight), covariance.shape[-1], -1).permute(2, 0, 1), covariance)
 
     return Linear(
         apply=lambda x: x @ weight.t(),
@@ -114,8 +112,15 @@ def dense(site: Site) -> Linear:
     )
 
 
+def _summed(taps: Tensor, covariance: Tensor) -> Tensor:
+    """Return the sum over t of W_t S W_t^T for taps (T, O, I) and S (B, I, I)."""
+    row = taps.transpose(0, 1)
+    left = (row @ covariance.unsqueeze(1)).flatten(2)
+    return left @ row.flatten(1).t()
+
+
 def scaling(factor: Tensor, offset: Tensor | float, shape: tuple[int, ...]) -> Linear:
-    """y = factor * x + offset, elementwise; both broadcast to the shape (without the batch)."""
+    """Return factor * x + offset, elementwise; both broadcast to the shape (without the batch)."""
     full = torch.broadcast_to(factor, shape).flatten(1) if len(shape) > 1 else torch.broadcast_to(factor, shape).unsqueeze(1)
 
     def by_channel() -> Tensor:

@@ -54,9 +54,17 @@ def identity(x):
 
 
 NETWORKS = {
-    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 24), nn.ReLU(), nn.Linear(24, 16), nn.LeakyReLU(0.1), nn.Linear(16, 3)),
+    "mlp": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 24), nn.ReLU(), nn.Linear(24, 16), nn.LeakyReLU(0.1), nn.Linear(16, 3)
+    ),
     "cnn": lambda: nn.Sequential(
-        nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2, 1), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(2, 4, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2, 1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     ),
     "pool": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Sigmoid(), nn.Flatten(), nn.Linear(16, 3)),
     "gelu": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
