@@ -32,13 +32,18 @@ STOREYS = [
     # these two take plugins' moment rules
     ["certifiers.covariance", "certifiers.covariance_guided"],
     ["runs", "training"],
-    ["testing", "zoo.verify", "zoo.publish"],
+    # from the records of a model to its numbers, its card, and back into the zoo
+    ["zoo.evidence"],
+    ["zoo.sample", "zoo.cards"],
+    ["zoo.verify", "zoo.add"],
+    ["testing", "zoo.publish"],
     ["cli"],
 ]
 """From the ground up. A module belongs to the longest entry that its name starts with; a room may be missing yet."""
 
 FLOOR = {place: storey for storey, places in enumerate(STOREYS) for place in places}
 NO_TORCH_AT_MODULE_LEVEL = ("errors", "certificate", "certifier", "statistics", "host", "builtin", "cli", "zoo", "runs.progress")
+NO_TORCH_AT_MODULE_LEVEL += ("zoo.evidence", "zoo.cards", "zoo.verify", "zoo.add", "zoo.publish")
 
 
 def _name(path: Path) -> str:

@@ -31,7 +31,7 @@ def load(reference: str, **options: Any) -> Classifier:
         CheckpointError: weights that are missing, damaged or do not fit.
 
     Example:
-        >>> classifier = load("zoo:digits-cnn.digits-gaussian025-v1")
+        >>> classifier = load("zoo:digits-cnn.digits-gaussian025-v2")
         >>> classifier.input_size, classifier.num_classes
         ((1, 8, 8), 10)
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.errors import CheckpointError, RspluginsWarning, did_you_mean
+from rsplugins.zoo.files import check_file
 
 State = dict[str, Tensor]
 
@@ -21,15 +21,6 @@ _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Where training scripts put the weights inside a checkpoint, tried in this order."""
 
 _SHOWN = 3
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read(path: str | Path, key: str | None = None) -> State:
@@ -50,27 +41,6 @@ def read(path: str | Path, key: str | None = None) -> State:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _pick(_read_legacy(path), path, key)
-
-
-def check_file(path: Path) -> None:
-    """Raise a CheckpointError when a file is empty, a web page, or a Git LFS pointer instead of a checkpoint."""
-    with path.open("rb") as file:
-        head = file.read(256)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not head:
-        raise CheckpointError(f"{path} is empty.", cause="an interrupted download.", fix="Delete it and get it again.")
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        raise CheckpointError(
-            f"{path} is an HTML page, not a checkpoint.",
-            cause="the download returned a web page: a quota, a login, or a confirmation (shared drives do that).",
-            fix="Delete it, open its address in a browser, and save the file itself.",
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a Git LFS pointer, not a checkpoint.",
-            cause="the repository was cloned without Git LFS.",
-            fix="Run `git lfs install` and `git lfs pull` in that repository.",
-        )
 
 
 def _read_safetensors(path: Path) -> State:

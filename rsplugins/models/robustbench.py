@@ -18,7 +18,7 @@ from torch import nn
 from rsplugins.classifier import Classifier, wrap
 from rsplugins.compat import robustbench_imports
 from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError, UsageError
-from rsplugins.models import checkpoint
+from rsplugins.zoo.files import check_file
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
@@ -147,7 +147,7 @@ def _load(dataset: str, threat_model: str, name: str, model_dir: Path, entry: di
     files = [path.with_name(f"{name}.pt_m{i}.pt") for i in range(len(entry["gdrive_id"]))] if ensemble else [path]
     for file in files:
         if file.is_file():
-            checkpoint.check_file(file)
+            check_file(file)
     there = all(file.is_file() for file in files)
     try:
         # Its messages go to standard output, which belongs to results; its torch.load must not unpickle (the default from 2.6).

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import CheckpointError
+from rsplugins.zoo.files import check_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,20 +63,32 @@ class Architecture(_Part):
     arguments: dict[str, Any] = {}
 
 
+class RecipeFile(_Part):
+    """What ``rsplugins train`` turns into the weights, and the data it needs."""
+
+    file: Literal["recipe.toml"] = "recipe.toml"
+    sha256: str = Field(pattern=_SHA256)
+    data: str = Field(min_length=1)
+    """A reference of ``rsplugins.data.load``."""
+
+
 class Training(_Part):
     """How the weights came about."""
 
-    data: str = Field(min_length=1)
-    recipe: str = Field(min_length=1)
-    recipe_sha256: str = Field(pattern=_SHA256)
     seed: int
     device: str = Field(min_length=1)
     minutes: float = Field(ge=0)
+    epochs: int = Field(gt=0)
     versions: dict[str, str] = {}
+    notes: str = ""
 
 
 class Result(_Part):
-    """One number: what was measured, on what, and what it promises. ``guarantee`` is None for plain accuracy."""
+    """One number: what was measured, on what, and what it promises; ``guarantee`` is None for plain accuracy.
+
+    ``records`` is the folder in ``records/`` with the evidence for each input, ``records_sha256`` that of its file with an entry
+    an input. ``interval`` is at 95 %: what the number may be over the inputs that were not measured.
+    """
 
     metric: str = Field(min_length=1)
     value: float
@@ -92,13 +105,13 @@ class Result(_Part):
     certifier: str = ""
     version: str = ""
     device: str = ""
-    records: str = ""
-    records_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    records: str = Field(pattern=r"^[\w-][\w.-]*$")
+    records_sha256: str = Field(pattern=_SHA256)
 
     @model_validator(mode="after")
     def _evidence_for_claims(self) -> Result:
-        if self.guarantee is not None and (self.norm is None or not self.certifier or not self.records_sha256):
-            raise ValueError("a result with a guarantee needs norm, certifier and records_sha256")
+        if self.guarantee is not None and (self.norm is None or not self.certifier):
+            raise ValueError("a result with a guarantee needs norm and certifier")
         if (self.guarantee is Guarantee.PROBABILISTIC) != (self.alpha is not None):
             raise ValueError("alpha belongs to a probabilistic result, and only there")
         return self
@@ -109,17 +122,23 @@ class Manifest(_Part):
 
     Attributes:
         id: ``architecture.dataset-recipe-vN``.
+        source: where the weights come from.
+        no_weights: why there are none, and which data are needed to make them.
+        function_sha256: ``Classifier.fingerprint()`` of the loaded model: what the evidence has to be about.
         weights: the files, or none when ``no_weights`` says why.
     """
 
     schema_version: Literal[1] = 1
     id: str = Field(pattern=r"^[a-z0-9-]+\.[a-z0-9]+(-[a-z0-9]+)+-v[1-9]\d*$")
     summary: str = Field(min_length=1)
+    source: str = Field(min_length=1)
     paper: str = ""
     no_weights: str = ""
+    function_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     licences: Licences
     input: InputSpec
     architecture: Architecture
+    recipe: RecipeFile
     weights: tuple[Weights, ...] = ()
     training: Training | None = None
     results: tuple[Result, ...] = ()
@@ -128,8 +147,10 @@ class Manifest(_Part):
     def _weights_or_reason(self) -> Manifest:
         if bool(self.weights) == bool(self.no_weights):
             raise ValueError("give weights, or say in no_weights why there are none")
-        if self.weights and self.training is None:
-            raise ValueError("weights need a training section")
+        if self.weights and (self.training is None or not self.function_sha256):
+            raise ValueError("weights need a training section and function_sha256")
+        if self.results and not self.weights:
+            raise ValueError("results need weights")
         return self
 
 
@@ -149,6 +170,7 @@ def read(path: Path) -> Manifest:
         fields = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in error.errors()[:5])
         raise CheckpointError(f"{path} is not a valid manifest: {fields}.", fix="Correct these fields.") from None
     except (OSError, ValueError) as error:
+        check_file(path)  # says when it is an HTML page or an LFS pointer
         raise CheckpointError(f"{path} cannot be read: {error}.", fix="Restore it, or remove the folder.") from error
     return manifest
 

@@ -1,4 +1,4 @@
-"""Where the models of the zoo are: a folder of one's own, the checkout, the copy inside the wheel, in this order."""
+"""Where the models of the zoo are: a folder of one's own, the checkout, the copy inside the wheel, what was fetched."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from rsplugins.zoo.manifest import FILE
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
+def cache() -> Path:
+    """Return the folder of models that were fetched, when there is no ``RSPLUGINS_ZOO``; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rsplugins" / "zoo"
+
+
 def places() -> list[Path]:
-    """Return the folders that are searched: ``RSPLUGINS_ZOO``, the checkout's ``zoo/``, the embedded copy.
+    """Return the folders that are searched: ``RSPLUGINS_ZOO``, the checkout's ``zoo/``, the embedded copy, the cache.
+
+    What was fetched comes last, so that a model from elsewhere never takes the name of one that came with the package.
 
     Raises:
         UsageError: ``RSPLUGINS_ZOO`` names no folder.
@@ -26,7 +33,7 @@ def places() -> list[Path]:
     # Beside an installed package stands site-packages, where a folder `zoo` would be somebody else's.
     if (_PACKAGE.parent / "pyproject.toml").is_file():
         found.append(_PACKAGE.parent / "zoo")
-    found.append(_PACKAGE / "zoo" / "embedded")
+    found += [_PACKAGE / "zoo" / "embedded", cache()]
     return [place for place in found if place.is_dir()]
 
 

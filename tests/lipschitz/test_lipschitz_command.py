@@ -12,7 +12,7 @@ from rsplugins.errors import RspluginsError
 from rsplugins.lipschitz import lipschitz_bound
 from rsplugins.lipschitz.analysis import Cut
 
-MODEL = "zoo:digits-cnn.digits-gaussian025-v1"
+MODEL = "zoo:digits-cnn.digits-gaussian025-v2"
 
 
 def run(*arguments):

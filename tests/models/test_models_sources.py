@@ -35,7 +35,7 @@ def gives_the_same(classifier, module, mean, std, size):
         ("resnet18", "Did you mean 'timm:resnet18'"),
         ("resnet1", "Did you mean 'timm:resnet18'"),
         ("weights.pt", "Did you mean 'file:weights.pt'"),
-        ("digits-cnn.digits-gaussian025-v1", "Did you mean 'zoo:digits-cnn"),
+        ("digits-cnn.digits-gaussian025-v2", "Did you mean 'zoo:digits-cnn"),
         ("digits-cnn.digits-gausian025-v1", "Did you mean 'zoo:digits-cnn"),
         ("timm", "needs a scheme and a name"),
         ("zoo:", "needs a scheme and a name"),

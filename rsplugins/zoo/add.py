@@ -1,0 +1,285 @@
+"""Put a trained model, and the evidence about it, into a zoo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rsplugins.errors import CheckpointError, DataNotFoundError, RunError, UsageError
+from rsplugins.runs.files import write_whole
+from rsplugins.runs.manifest import Manifest as RunManifest
+from rsplugins.runs.manifest import Selection, read_manifest
+from rsplugins.runs.record import RECORDS, read_records, to_lines
+from rsplugins.zoo import evidence
+from rsplugins.zoo import manifest as manifests
+from rsplugins.zoo.files import sha256
+from rsplugins.zoo.sources import DATA_LICENCES, METHOD, WITHOUT, title_of
+
+LIMIT, HEADER = 16_000_000, 500_000
+"""Bytes of one weights file, and those kept free for its list of tensors."""
+RECIPE = "recipe.toml"
+
+
+def add_trained(trained: Path, zoo: Path, *, summary: str = "", data_root: Path | None = None) -> Path:
+    """Make the folder of a model that ``rsplugins train`` or ``zoo/train_all.py`` left behind.
+
+    Weights go to float16 where that costs no accuracy on the test split. What is measured is what is stored: predictions
+    on the test split are made here, and records that were packed with the model are taken over.
+
+    Args:
+        trained: with ``training.json``, ``recipe.toml`` and ``model.safetensors``.
+        zoo: the folder of models.
+        summary: one sentence; by default the title of ``recipes/ID.toml`` in the zoo.
+        data_root: where data sets lie; without the test split there is no accuracy.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        UsageError: not such a directory, or training has not ended.
+        CheckpointError: the records are about other weights.
+    """
+    from rsplugins.training import files
+    from rsplugins.training.recipe import load_recipe
+
+    if not (trained / files.RECORD).is_file():
+        raise UsageError(f"{trained} holds no trained model: it has no {files.RECORD}.", fix="Give what `rsplugins train` wrote.")
+    record = evidence.read_json(trained / files.RECORD)
+    if record["status"] != "finished":
+        raise UsageError(f"{trained} is not trained to the end: {record['epochs']} of {record['epochs_planned']} epochs.")
+    recipe = load_recipe(trained / RECIPE)
+    folder = zoo / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(trained / RECIPE, folder / RECIPE)
+    classifier, table = _classifier(trained, record), _test_table(recipe, data_root)
+    dtype = record["weights"].get("dtype")
+    if dtype is None:
+        classifier, dtype = _half(classifier, table)
+    weights = _save(folder, classifier.module, "float16" if dtype == "float16" else "float32")
+    manifest = manifests.Manifest(
+        id=recipe.name,
+        summary=summary or title_of(zoo / "recipes" / f"{recipe.name}.toml"),
+        source="trained by `rsplugins train` for this zoo",
+        paper=METHOD.get(recipe.hooks[0]["name"], "") if recipe.hooks else "",
+        function_sha256=classifier.fingerprint(),
+        licences=_licences(recipe.data.name),
+        input=manifests.InputSpec(**record["input"]),
+        architecture=manifests.Architecture(**record["architecture"]),
+        recipe=manifests.RecipeFile(sha256=sha256(folder / RECIPE), data=recipe.data.name),
+        weights=weights,
+        training=manifests.Training(
+            **{key: record[key] for key in ("seed", "device", "minutes", "epochs", "versions")}, notes=record.get("notes", "")
+        ),
+    )
+    write(folder, manifest)
+    if table is not None:
+        _predict(folder, classifier, table, recipe)
+    _take_packed(trained, folder, recipe, data_root)
+    return update(folder)
+
+
+def add_evidence(folder: Path, source: Path, name: str = "") -> Path:
+    """Take over a run of ``rsplugins certify``, or a directory of ``rsplugins attack``, as evidence about a model.
+
+    Args:
+        folder: of the model.
+        source: the run or attack directory.
+        name: of the evidence; by default the method, or ``attack``.
+
+    Raises:
+        CheckpointError: it is about other weights, or already there with other contents.
+    """
+    manifest = manifests.read(folder)
+    if (source / evidence.ATTACK).is_file():
+        head = evidence.read_json(source / evidence.ATTACK)
+        head["settings"]["model"] = f"zoo:{manifest.id}"
+        rows = (source / evidence.ATTACKED).read_text(encoding="utf-8")
+        _store(folder, name or "attack", {evidence.ATTACK: _dump(head), evidence.ATTACKED: rows})
+        return update(folder)
+    run = read_manifest(source)
+    data = {**run.data, "reference": manifest.recipe.data if run.data.get("name") else run.data["reference"]}
+    plain = run.model_copy(update={"command": [], "model": {**run.model, "reference": f"zoo:{manifest.id}"}, "data": data})
+    records = read_records(source)
+    if missing := [index for index in run.selection.indices() if index not in records]:
+        raise RunError(f"{source} is not complete: {len(missing)} inputs have no record.", fix="Run its command again.")
+    lines = "".join(to_lines(records[index] for index in run.selection.indices()))
+    _store(folder, name or run.method, {evidence.RUN: plain.model_dump_json(indent=1) + "\n", RECORDS: lines})
+    return update(folder)
+
+
+def add_recipe(recipe_file: Path, zoo: Path) -> Path:
+    """Make the folder of a model without weights, whose data cannot be shipped: manifest and recipe.
+
+    Raises:
+        UsageError: no reason is known for its data set.
+    """
+    from rsplugins.training.recipe import load_recipe, to_toml
+
+    recipe = load_recipe(recipe_file)
+    if recipe.data.name not in WITHOUT or recipe.data.input_size is None:
+        raise UsageError(f"{recipe.data.name} is no data set that the zoo goes without.", fix=f"One of: {', '.join(WITHOUT)}.")
+    classes, reason = WITHOUT[recipe.data.name]
+    folder = zoo / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / RECIPE, to_toml(recipe))
+    model = recipe.model
+    return write(
+        folder,
+        manifests.Manifest(
+            id=recipe.name,
+            summary=title_of(recipe_file),
+            source="not trained yet",
+            paper=METHOD.get(recipe.hooks[0]["name"], ""),
+            no_weights=reason,
+            licences=_licences(recipe.data.name),
+            input=manifests.InputSpec(shape=recipe.data.input_size, mean=model.mean, std=model.std),
+            architecture=manifests.Architecture(name=model.architecture, num_classes=classes, arguments=model.arguments),
+            recipe=manifests.RecipeFile(sha256=sha256(folder / RECIPE), data=recipe.data.name),
+        ),
+    )
+
+
+def update(folder: Path) -> Path:
+    """Write into a model's manifest every number that follows from its evidence, and no other."""
+    manifest = manifests.read(folder)
+    for name in evidence.names(folder):
+        about = evidence.function_sha256(folder, name)
+        if about != manifest.function_sha256:
+            raise CheckpointError(
+                f"{folder / 'records' / name} is about other weights than {manifest.id}.",
+                cause="The model was trained again, or the evidence was gathered before its weights were rounded.",
+                fix=f"Remove that folder, and gather the evidence with --model zoo:{manifest.id}.",
+            )
+    results = [result for name in evidence.names(folder) for result in evidence.measure(folder, name)]
+    return write(folder, manifest.model_copy(update={"results": tuple(results)}))
+
+
+def write(folder: Path, manifest: manifests.Manifest) -> Path:
+    """Write a manifest; return the folder."""
+    write_whole(folder / manifests.FILE, manifests.dumps(manifest))
+    return folder
+
+
+def _classifier(trained: Path, record: Mapping[str, Any]) -> Any:
+    from rsplugins.classifier import Classifier
+    from rsplugins.models import architectures, checkpoint
+
+    about, spec = record["architecture"], record["input"]
+    network = architectures.build(about["name"], num_classes=about["num_classes"], **about["arguments"])
+    checkpoint.fit(network, checkpoint.read(trained / "model.safetensors"), str(trained))
+    return Classifier(
+        network, mean=spec["mean"], std=spec["std"], input_size=spec["shape"], num_classes=about["num_classes"]
+    ).eval()
+
+
+def _test_table(recipe: Any, data_root: Path | None) -> Any:
+    from rsplugins.training.table import load_table
+
+    try:
+        return load_table(recipe.data.name, recipe.data.test, data_root, recipe.data.input_size)
+    except DataNotFoundError:
+        return None
+
+
+def _half(classifier: Any, table: Any) -> tuple[Any, str]:
+    from rsplugins.training.packing import half_precision
+
+    return (classifier, "float32") if table is None else half_precision(classifier, table)
+
+
+def _save(folder: Path, module: Any, dtype: Literal["float16", "float32"]) -> tuple[manifests.Weights, ...]:
+    """Store the weights in as many files as the limit asks for."""
+    from safetensors.torch import save
+
+    for old in folder.glob("model*.safetensors"):
+        old.unlink()
+    shards: list[dict[str, Any]] = [{}]
+    size = 0
+    for name, tensor in module.state_dict().items():
+        stored = tensor.detach().cpu().contiguous()
+        # Counters stay whole numbers.
+        stored = stored.half() if dtype == "float16" and stored.is_floating_point() else stored
+        if size + stored.nbytes > LIMIT - HEADER and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][name] = stored
+        size += stored.nbytes
+    written = []
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        data = save(shard, metadata={"format": "pt"})
+        write_whole(folder / name, data)
+        written.append(manifests.Weights(file=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), dtype=dtype))
+    return tuple(written)
+
+
+def _licences(data: str) -> manifests.Licences:
+    return manifests.Licences(code="Apache-2.0", weights="Apache-2.0", data=DATA_LICENCES[re.sub(r"^folder:", "", data)])
+
+
+def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
+    import torch
+
+    from rsplugins.training import files
+
+    predicted: list[int] = []
+    with torch.no_grad():
+        for start in range(0, len(table), 500):
+            images, _ = table.take(torch.arange(start, min(start + 500, len(table))))
+            predicted += classifier(images).argmax(1).tolist()
+    head = {
+        "model": {"sha256": classifier.fingerprint()},
+        "data": {"reference": recipe.data.name, "split": recipe.data.test},
+        "device": "cpu",
+        "versions": files.versions(),
+        "labels": table.labels.tolist(),
+        "predictions": predicted,
+    }
+    _store(folder, "accuracy", {evidence.PREDICTIONS: json.dumps(head, separators=(",", ":")) + "\n"})
+
+
+def _take_packed(trained: Path, folder: Path, recipe: Any, data_root: Path | None) -> None:
+    """Take over the records that ``zoo/train_all.py`` packed beside the weights."""
+    records, about = trained / "records", trained / "evaluation.json"
+    if not about.is_file():
+        return
+    found = evidence.read_json(about)
+    data = {"reference": recipe.data.name, "split": recipe.data.test}
+    if (records / "gaussian.jsonl").is_file():
+        head, text = evidence.read_json(records / "gaussian.json"), (records / "gaussian.jsonl").read_text(encoding="utf-8")
+        run = RunManifest(
+            method="gaussian",
+            parameters=head["parameters"],
+            seed=head["seed"],
+            dtype=head["dtype"],
+            model={"reference": f"zoo:{recipe.name}", "sha256": head["weights"]},
+            data=data,
+            selection=Selection.of([json.loads(line)["index"] for line in text.splitlines()]),
+            execution={"device": "cpu" if found["device"] == "cpu" else "cuda", "device_name": found["device"]},
+            versions=found["versions"],
+            plugin={"distribution": "rsplugins", "version": found["versions"].get("rsplugins", "")},
+        )
+        _store(folder, "gaussian", {evidence.RUN: run.model_dump_json(indent=1) + "\n", RECORDS: text})
+    if (records / evidence.ATTACKED).is_file() and "result" in (head := evidence.read_json(records / evidence.ATTACK)):
+        head["settings"] |= {"data": data["reference"], "split": data["split"], "model": f"zoo:{recipe.name}"}
+        head.setdefault("ran", {"device": found["device"], "versions": found["versions"]})
+        rows = (records / evidence.ATTACKED).read_text(encoding="utf-8")
+        _store(folder, "attack", {evidence.ATTACK: _dump(head), evidence.ATTACKED: rows})
+
+
+def _store(folder: Path, name: str, contents: Mapping[str, str]) -> None:
+    place = folder / "records" / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.mkdir(parents=True)
+    for file, text in contents.items():
+        write_whole(place / file, text)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"

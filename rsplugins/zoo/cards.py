@@ -1,0 +1,275 @@
+"""The README of a model, the table of the zoo, and their figures: written from manifests and records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rsplugins.certificate import Guarantee
+from rsplugins.runs.files import write_whole
+from rsplugins.zoo import evidence
+from rsplugins.zoo import manifest as manifests
+from rsplugins.zoo.manifest import Manifest, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CARD, CURVE = "README.md", "curve.png"
+_HEADINGS = {
+    Guarantee.DETERMINISTIC: "Certified, for every input in the ball",
+    Guarantee.PROBABILISTIC: "Certified, with confidence 1 - alpha for each input",
+    Guarantee.ESTIMATE: "Estimates, not certificates",
+    Guarantee.EMPIRICAL: "Attacked: what survives is not proved",
+    None: "Without noise or attack",
+}
+
+
+def write_card(folder: Path) -> Path:
+    """Write a model's README.md, and curve.png where there are numbers; return the README."""
+    manifest = manifests.read(folder)
+    figure = model_figure(folder, manifest)
+    if figure is not None:
+        _save(folder / CURVE, figure)
+    write_whole(folder / CARD, card(manifest, curve=figure is not None))
+    return folder / CARD
+
+
+def card(manifest: Manifest, *, curve: bool) -> str:
+    """Return a model's README in markdown.
+
+    Args:
+        manifest: of the model.
+        curve: whether curve.png lies beside it.
+    """
+    lines = [f"# {manifest.id}", "", manifest.summary, ""]
+    if curve:
+        lines += [f"![accuracy against the radius](./{CURVE})", ""]
+    if manifest.weights:
+        lines += ["```python", "import rsplugins", f'classifier = rsplugins.load("zoo:{manifest.id}")', "```", ""]
+        lines += [f"    rsplugins certify --model zoo:{manifest.id} --data {manifest.recipe.data} --method gaussian", ""]
+    else:
+        lines += [f"**It has no weights.** {manifest.no_weights}", ""]
+    lines += [*_results(manifest), *_facts(manifest)]
+    lines += [
+        "",
+        f"Written by `rsplugins zoo card`; `rsplugins zoo verify {manifest.id}` recomputes every number from `records/`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _results(manifest: Manifest) -> Iterator[str]:
+    for guarantee, heading in _HEADINGS.items():
+        rows = [result for result in manifest.results if result.guarantee is guarantee]
+        if not rows:
+            continue
+        yield f"## {heading}"
+        yield ""
+        yield "| number | value | 95 % interval | by | settings | inputs | on | records |"
+        yield "| --- | ---: | --- | --- | --- | ---: | --- | --- |"
+        for result in rows:
+            cells = [_name(result), shown(result), _interval(result), result.certifier or "the model itself", _settings(result)]
+            cells += [
+                f"{result.images} of {result.data} ({result.split})",
+                result.device,
+                f"[{result.records}]({_place(result)})",
+            ]
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
+def _place(result: Result) -> str:
+    return f"./records/{result.records}"
+
+
+def _name(result: Result) -> str:
+    words = result.metric.replace("_", " ").replace("acr", "average certified radius")
+    return words if result.radius is None else f"{words}, {result.norm} radius {result.radius:.4g}"
+
+
+def shown(result: Result) -> str:
+    """Return a value as printed: rates in percent, radii with four digits, rounded down."""
+    cut = int(result.value * 1e4 + 1e-6) / 1e4
+    return f"{100 * cut:.2f} %" if "accuracy" in result.metric else f"{cut:.4f}"
+
+
+def _interval(result: Result) -> str:
+    if result.interval is None:
+        return ""
+    low, high = result.interval
+    return f"{100 * low:.1f} to {100 * high:.1f} %" if "accuracy" in result.metric else f"{low:.3f} to {high:.3f}"
+
+
+def _settings(result: Result) -> str:
+    found = {"sigma": result.sigma, "n": result.n, "alpha": result.alpha}
+    return ", ".join(
+        f"{key} {value:,}" if key == "n" else f"{key} {value:g}" for key, value in found.items() if value is not None
+    )
+
+
+def _facts(manifest: Manifest) -> Iterator[str]:
+    shape = " x ".join(map(str, manifest.input.shape))
+    yield "## How it was made"
+    yield ""
+    yield f"* architecture `{manifest.architecture.name}`, {manifest.architecture.num_classes} classes"
+    yield f"* input: {manifest.input.domain}, {shape}; normalisation lies inside the model"
+    yield f"* recipe: [{manifest.recipe.file}](./{manifest.recipe.file}), on the data set `{manifest.recipe.data}`"
+    if manifest.training is not None:
+        training = manifest.training
+        versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
+        made = f"{training.epochs} epochs, {training.minutes:g} minutes on {training.device}, seed {training.seed}"
+        yield f"* trained: {made} ({versions})"
+        if training.notes:
+            yield f"* {training.notes}"
+    for weights in manifest.weights:
+        yield f"* weights: {weights.file}, {weights.bytes:,} bytes, {weights.dtype}, sha256 `{weights.sha256}`"
+    yield f"* source: {manifest.source}"
+    if manifest.paper:
+        yield f"* method: {manifest.paper}"
+    licences = manifest.licences
+    yield f"* licences: code {licences.code}; weights {licences.weights}; data {licences.data}"
+
+
+def write_table(zoo: Path) -> Path:
+    """Write the zoo's README.md with one figure a data set; return it."""
+    folders = sorted(path.parent for path in zoo.glob(f"*/{manifests.FILE}"))
+    models = [(folder, manifests.read(folder)) for folder in folders]
+    figures = {}
+    for old in zoo.glob("curves-*.png"):
+        old.unlink()
+    for data in _data_sets(models):
+        figure = data_figure([(folder, manifest) for folder, manifest in models if data_of(manifest) == data])
+        if figure is not None:
+            figures[data] = f"curves-{data}.png"
+            _save(zoo / figures[data], figure)
+    write_whole(zoo / CARD, table([manifest for _, manifest in models], figures))
+    return zoo / CARD
+
+
+def data_of(manifest: Manifest) -> str:
+    """Return the data set that a model's id names, ``cifar10-jpeg`` being one.
+
+    Example: ``mnist`` of ``mnist-cnn.mnist-gaussian025-v1``.
+    """
+    recipe = manifest.id.partition(".")[2]
+    # moving-digits, cifar10-jpeg and ucf101: the longest name of a data set that the recipe begins with
+    known = ("moving-digits", "cifar10-jpeg", manifest.recipe.data.partition(":")[0])
+    return next((name for name in known if recipe.startswith(name)), recipe.partition("-")[0])
+
+
+def _data_sets(models: Sequence[tuple[Path, Manifest]]) -> list[str]:
+    return list(dict.fromkeys(data_of(manifest) for _, manifest in models))
+
+
+def table(models: Sequence[Manifest], figures: Mapping[str, str]) -> str:
+    """Return the README of a zoo in markdown.
+
+    Args:
+        models: all of them, in order.
+        figures: by data set, the file of its curves.
+    """
+    lines = ["# Model zoo", "", 'Load a model with `rsplugins.load("zoo:ID")`, or name it with `--model zoo:ID`. Every number is']
+    lines += ["computed from the records that lie beside the model; `rsplugins zoo verify` does it again. Certified numbers, and"]
+    lines += ["accuracy under attack, which proves nothing, stand in columns of their own.", ""]
+    for data in dict.fromkeys(map(data_of, models)):
+        lines += [f"## {data}", ""]
+        if data in figures:
+            lines += [f"![certified accuracy on {data}](./{figures[data]})", ""]
+        lines += ["| model | accuracy | certified | under attack | trained on | kB |", "| --- | ---: | --- | --- | --- | ---: |"]
+        lines += [f"| {' | '.join(_row(manifest))} |" for manifest in models if data_of(manifest) == data]
+        lines += [""]
+    lines += ["Written by `rsplugins zoo card`."]
+    return "\n".join(lines) + "\n"
+
+
+def _row(manifest: Manifest) -> list[str]:
+    name = f"[{manifest.id}](./{manifest.id})"
+    if not manifest.weights or manifest.training is None:
+        return [name, "", "", "", "no weights: the data are needed", ""]
+    plain = next((shown(result) for result in manifest.results if result.metric == "accuracy"), "")
+    certified = "<br>".join(headline(manifest.results))
+    attacked = "<br>".join(
+        f"{shown(result)} by {result.certifier.partition(' (')[0]} at {result.norm} {result.radius:.4g}, {result.images} inputs"
+        for result in manifest.results
+        if result.metric == "accuracy_under_attack" and "margin" not in result.certifier
+    )
+    size = sum(weights.bytes for weights in manifest.weights)
+    return [
+        name,
+        plain,
+        certified,
+        attacked,
+        f"{manifest.training.device}, {manifest.training.minutes:.1f} min",
+        f"{size / 1000:.0f}",
+    ]
+
+
+def headline(results: Sequence[Result]) -> list[str]:
+    """Return the certified numbers that stand for a model: ACR, or the rate at the radius that was verified."""
+    lines = []
+    for result in results:
+        if result.metric == "acr":
+            lines.append(f"ACR {shown(result)} ({_settings(result)}, {result.images} inputs)")
+        elif result.metric == "certified_accuracy" and result.n is None:
+            lines.append(f"{shown(result)} at {result.norm} {result.radius:.4g} by {result.certifier}, {result.images} inputs")
+    return lines
+
+
+def model_figure(folder: Path, manifest: Manifest) -> Figure | None:
+    """Draw a model's curves of certified accuracy, or its accuracies as bars where no radius was searched for."""
+    from rsplugins.runs.plots import curve_figure
+
+    runs = [run for run in _runs(folder) if run.manifest.parameters.get("eps") is None]
+    if runs:
+        return curve_figure(runs)
+    rows = [result for result in manifest.results if "accuracy" in result.metric]
+    return _bars(manifest, rows) if rows else None
+
+
+def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
+    """Draw the curves of all models of a data set that have l2 curves certified by sampling, in one figure."""
+    from rsplugins.runs.plots import curve_figure
+
+    chosen = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method == "gaussian"]
+    if not chosen:
+        return None
+    return curve_figure([run for _, run in chosen], [manifest.id.partition(".")[2] for manifest, _ in chosen])
+
+
+def _runs(folder: Path) -> list[Any]:
+    from rsplugins.runs.scoring import open_run
+
+    heads = [evidence.files(folder, name)[0] for name in evidence.names(folder)]
+    return [open_run(head.parent) for head in heads if head.name == evidence.RUN]
+
+
+def _bars(manifest: Manifest, rows: Sequence[Result]) -> Figure:
+    from matplotlib.figure import Figure
+
+    from rsplugins.runs.plots import COLOURS
+
+    figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    certifies = [row.guarantee is not None and row.guarantee.certifies for row in rows]
+    colours = [
+        COLOURS[2] if certified else COLOURS[0] if row.guarantee is None else COLOURS[1]
+        for row, certified in zip(rows, certifies, strict=True)
+    ]
+    labels = [f"{_name(row)}\n{row.certifier or 'no attack'}, {row.images} inputs" for row in rows]
+    errors = [
+        [row.value - row.interval[0] for row in rows if row.interval],
+        [row.interval[1] - row.value for row in rows if row.interval],
+    ]
+    axes.barh(range(len(rows)), [row.value for row in rows], color=colours, xerr=errors, height=0.6)
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_title(manifest.id, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _save(path: Path, figure: Figure) -> None:
+    from rsplugins.runs.plots import png
+
+    write_whole(path, png(figure, dpi=100))

@@ -1,0 +1,171 @@
+"""Run a model again on a few of the inputs that its evidence is about, and compare."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from rsplugins.certification import certify
+from rsplugins.classifier import Classifier
+from rsplugins.data import Dataset
+from rsplugins.data import load as load_data
+from rsplugins.runs.manifest import read_manifest
+from rsplugins.runs.record import read_records
+from rsplugins.zoo import evidence
+
+CERTIFIED, PREDICTED, SAMPLES = 3, 64, 1000
+"""Inputs that are certified and predicted again, and noise samples an input."""
+UNLIKELY = 1e-6
+"""Votes whose share would differ that much by chance with this probability are said to differ."""
+
+
+def load_once(
+    reference: str, split: str, classifier: Classifier, root: Path | None, loaded: dict[tuple[str, str], Dataset]
+) -> Dataset:
+    """Load a data set, or return it from those that were loaded before.
+
+    Raises:
+        DataNotFoundError: it is not here.
+        PluginUnavailableError: what reads it is not installed.
+    """
+    key = (reference, split)
+    if key not in loaded:
+        loaded[key] = load_data(reference, root=root, split=split, input_size=classifier.input_size)
+    return loaded[key]
+
+
+def check(
+    folder: Path, name: str, classifier: Classifier, root: Path | None, loaded: dict[tuple[str, str], Dataset]
+) -> tuple[int, list[str]]:
+    """Run a few inputs again.
+
+    Args:
+        folder: of the model.
+        name: of the evidence.
+        classifier: the model.
+        root: where data sets lie.
+        loaded: data sets by reference and split; filled.
+
+    Returns:
+        How many inputs were run, and what differs.
+
+    Raises:
+        DataNotFoundError, PluginUnavailableError: the data, or what the method needs, are not here.
+    """
+    first, *rest = evidence.files(folder, name)
+    if first.name == evidence.RUN:
+        return _certified(first.parent, classifier, root, loaded)
+    head = evidence.read_json(first)
+    if first.name == evidence.ATTACK:
+        rows = [json.loads(line) for line in rest[0].read_text(encoding="utf-8").splitlines()]
+        data = load_once(head["settings"]["data"], head["settings"]["split"], classifier, root, loaded)
+        chosen = _spread(rows, PREDICTED)
+        found = _predict(classifier, data, [row["index"] for row in chosen])
+        # The attack's own coins depend on its batches; only what it started from is looked at.
+        wrong = [
+            row["index"] for row, (label, predicted) in zip(chosen, found, strict=True) if row["clean"] != (label == predicted)
+        ]
+        return len(chosen), list(_too_many(wrong, len(chosen)))
+    data = load_once(head["data"]["reference"], head["data"]["split"], classifier, root, loaded)
+    indices = _spread(range(len(head["labels"])), PREDICTED)
+    found = _predict(classifier, data, indices)
+    there = [(head["labels"][index], head["predictions"][index]) for index in indices]
+    wrong = [index for index, a, b in zip(indices, there, found, strict=True) if a != b]
+    return len(indices), list(_too_many(wrong, len(indices)))
+
+
+def _certified(
+    directory: Path, classifier: Classifier, root: Path | None, loaded: dict[tuple[str, str], Dataset]
+) -> tuple[int, list[str]]:
+    import torch
+
+    run, records = read_manifest(directory), read_records(directory)
+    data = load_once(run.data["reference"], run.data.get("split", "test"), classifier, root, loaded)
+    chosen = _spread([record for record in records.values() if record.error is None], CERTIFIED)
+    indices = [record.index for record in chosen]
+    images = torch.stack([data[index][0] for index in indices])
+    parameters = dict(run.parameters)
+    if "n" in parameters:
+        parameters["n"] = min(parameters["n"], SAMPLES)
+    dtype: Any = run.dtype
+    certificates = certify(classifier, images, run.method, seed=run.seed, indices=indices, dtype=dtype, **parameters)
+    problems = []
+    for record, certificate in zip(chosen, certificates, strict=True):
+        if record.label != data[record.index][1]:
+            problems.append(f"input {record.index} has label {data[record.index][1]}, recorded {record.label}")
+        problems += [f"input {record.index}: {text}" for text in compare(record.evidence, certificate.evidence)]
+    return len(chosen), problems
+
+
+def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between recorded evidence and that of a smaller run.
+
+    Votes are compared by shares, whose difference has to be one of chance; everything else has to agree up to rounding.
+
+    Example:
+        >>> list(compare({"estimation": {"3": 9000, "5": 1000}}, {"estimation": {"3": 90, "5": 10}}))
+        []
+        >>> list(compare({"estimation": {"3": 9000, "5": 1000}}, {"estimation": {"3": 10, "5": 90}}))
+        ['estimation: class 3 had 9000 of 10000 votes, now 10 of 100']
+    """
+    for key, value in there.items():
+        if key not in here:
+            yield f"{key} is missing"
+        elif _is_votes(value) and _is_votes(here[key]):
+            yield from _compare_votes(key, value, here[key])
+        elif not _close(value, here[key]):
+            yield f"{key} was {_brief(value)}, now {_brief(here[key])}"
+
+
+def _is_votes(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(count, int) for count in value.values())
+
+
+def _compare_votes(key: str, there: Mapping[str, int], here: Mapping[str, int]) -> Iterator[str]:
+    total, drawn = sum(there.values()), sum(here.values())
+    for name, count in there.items():
+        # One more vote each way, so that a unanimous record does not forbid a single vote that rounding changed.
+        share, now = (count + 1) / (total + 2), here.get(name, 0)
+        if binomtest(now, drawn, share).pvalue < UNLIKELY:
+            yield f"{key}: class {name} had {count} of {total} votes, now {now} of {drawn}"
+
+
+def _close(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-3)
+    return bool(a == b)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _too_many(wrong: Sequence[int], total: int) -> Iterator[str]:
+    """Let one input of 64 differ: half precision, or another machine, can turn a tie."""
+    if len(wrong) > max(1, total // 64):
+        yield f"{len(wrong)} of {total} predictions differ, such as that of input {wrong[0]}"
+
+
+def _predict(classifier: Classifier, data: Dataset, indices: Sequence[int]) -> list[tuple[int, int]]:
+    import torch
+
+    items = [data[index] for index in indices]
+    with torch.no_grad():
+        predicted = classifier(torch.stack([image for image, _ in items]).to(classifier.device)).argmax(1).tolist()
+    return [(label, int(found)) for (_, label), found in zip(items, predicted, strict=True)]
+
+
+def _spread(values: Any, count: int) -> list[Any]:
+    values = list(values)
+    count = min(count, len(values))
+    return [values[len(values) * k // count] for k in range(count)]

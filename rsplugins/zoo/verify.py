@@ -1,0 +1,177 @@
+"""Check a model of the zoo: its files, every number from its records without torch, and a small sample with the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rsplugins.errors import CheckpointError, DataNotFoundError, PluginUnavailableError, RspluginsError
+from rsplugins.zoo import evidence
+from rsplugins.zoo import manifest as manifests
+from rsplugins.zoo.files import safetensors_header, sha256
+from rsplugins.zoo.manifest import Manifest, Result
+
+SHARD = 16_000_000
+"""Bytes that a weights file stays below."""
+CLOSE = 2e-6
+"""Numbers are stored with six digits."""
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+
+
+@dataclass
+class Report:
+    """What was found about one model.
+
+    Attributes:
+        id: the folder's name.
+        problems: what differs; none when all is well.
+        notes: what was left out, and why.
+        numbers: how many results were recomputed.
+        rerun: what was run again, in words.
+    """
+
+    id: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    numbers: int = 0
+    rerun: list[str] = field(default_factory=list)
+
+
+def verify(folder: Path, *, quick: bool = False, data_root: Path | None = None) -> Report:
+    """Check one model.
+
+    Args:
+        folder: of the model.
+        quick: leave out what needs the model: loading the weights, and running a small sample again.
+        data_root: where data sets lie; a sample whose data are not there is left out, and that is noted.
+    """
+    report = Report(folder.name)
+    try:
+        manifest = manifests.read(folder)
+    except CheckpointError as error:
+        report.problems.append(error.what)
+        return report
+    report.problems += [*_names(folder, manifest), *_weights(folder, manifest), *_licences(manifest)]
+    report.problems += _numbers(folder, manifest)
+    report.numbers = len(manifest.results)
+    if not manifest.weights:
+        report.notes.append(f"no weights: {manifest.no_weights}")
+    elif not quick and not report.problems:
+        _run_again(folder, manifest, data_root, report)
+    return report
+
+
+def _names(folder: Path, manifest: Manifest) -> Iterator[str]:
+    if folder.name != manifest.id:
+        yield f"the folder is named {folder.name}, the model {manifest.id}"
+    recipe = folder / manifest.recipe.file
+    if not recipe.is_file():
+        yield f"{recipe.name} is missing"
+        return
+    if (found := sha256(recipe)) != manifest.recipe.sha256:
+        yield f"{recipe.name} has sha256 {found[:12]}..., the manifest says {manifest.recipe.sha256[:12]}..."
+    if f'name = "{manifest.id}"' not in recipe.read_text(encoding="utf-8").splitlines():
+        yield f"{recipe.name} is not the recipe of {manifest.id}"
+
+
+def _weights(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for weights in manifest.weights:
+        path = folder / weights.file
+        if not path.is_file():
+            yield f"{weights.file} is missing"
+            continue
+        size, found = path.stat().st_size, sha256(path)
+        if size != weights.bytes:
+            yield f"{weights.file} has {size} bytes, the manifest says {weights.bytes}"
+        if found != weights.sha256:
+            yield f"{weights.file} has sha256 {found[:12]}..., the manifest says {weights.sha256[:12]}..."
+        if size >= SHARD:
+            yield f"{weights.file} has {size} bytes; a file stays below {SHARD}"
+        try:
+            stored = {entry["dtype"] for entry in safetensors_header(path).values()}
+        except CheckpointError as error:
+            yield error.what
+            continue
+        floats = {_DTYPES[dtype] for dtype in stored if dtype in _DTYPES}
+        if floats != {weights.dtype}:
+            yield f"{weights.file} holds {', '.join(sorted(floats)) or 'no floating-point tensors'}, not {weights.dtype}"
+
+
+def _licences(manifest: Manifest) -> Iterator[str]:
+    for name, text in manifest.licences:
+        if re.fullmatch(r"\s*|unknown|todo|tbd|\?+", text, re.IGNORECASE):
+            yield f"licences.{name} is {text!r}"
+
+
+def _numbers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    recomputed: dict[tuple[Any, ...], Result] = {}
+    for name in evidence.names(folder):
+        try:
+            if (about := evidence.function_sha256(folder, name)) != manifest.function_sha256:
+                yield f"records/{name} is about other weights ({about[:12] or 'unnamed'}) than the manifest's"
+            recomputed.update((_key(result), result) for result in evidence.measure(folder, name))
+        except RspluginsError as error:
+            yield f"records/{name}: {error.what}"
+    for result in manifest.results:
+        found = recomputed.pop(_key(result), None)
+        if found is None:
+            yield f"{title(result)}: no such number follows from records/{result.records}"
+        else:
+            yield from _differences(result, found)
+    for result in recomputed.values():
+        yield f"{title(result)} follows from the records and is not in the manifest"
+
+
+def _key(result: Result) -> tuple[Any, ...]:
+    return result.records, result.metric, result.certifier, result.radius
+
+
+def title(result: Result) -> str:
+    """Return what a number is, in words."""
+    radius = "" if result.radius is None else f" at {result.radius:g}"
+    by = f" by {result.certifier}" if result.certifier else ""
+    return f"{result.metric}{radius}{by}"
+
+
+def _differences(written: Result, found: Result) -> Iterator[str]:
+    there, here = written.model_dump(), found.model_dump()
+    for name, value in here.items():
+        if not _same(there[name], value):
+            yield f"{title(written)}: {name} is {there[name]}, recomputed {value}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, (float, int)):
+        return abs(a - b) <= CLOSE
+    return bool(a == b)
+
+
+def _run_again(folder: Path, manifest: Manifest, data_root: Path | None, report: Report) -> None:
+    from rsplugins.models.zoo import load_folder
+    from rsplugins.zoo import sample
+
+    try:
+        classifier = load_folder(folder)
+        if classifier.fingerprint() != manifest.function_sha256:
+            report.problems.append("the loaded model is not the function that function_sha256 names")
+            return
+    except RspluginsError as error:
+        report.problems.append(error.what)
+        return
+    loaded: dict[tuple[str, str], Any] = {}
+    for name in evidence.names(folder):
+        try:
+            count, problems = sample.check(folder, name, classifier, data_root, loaded)
+        except (DataNotFoundError, PluginUnavailableError) as error:
+            report.notes.append(f"records/{name} was not run again: {error.what}")
+            continue
+        except RspluginsError as error:
+            report.problems.append(f"records/{name} cannot be run again: {error.what}")
+            continue
+        report.problems += [f"records/{name}: {problem}" for problem in problems]
+        report.rerun.append(f"{name} on {count} inputs")
