@@ -22,7 +22,7 @@ Operators = Mapping[str, type]
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
-def bounded(module: nn.Module, example: Tensor, operators: Operators | None = None) -> Any:
+def bounded(module: nn.Module, example: Tensor, operators: Operators | None = None, *, matrices: bool = False) -> Any:
     """Return auto-LiRPA's ``BoundedModule`` of a module, checked to compute the same function at several batch sizes.
 
     The parameters are shared, not copied, so bounds are differentiable with respect to them.
@@ -31,6 +31,8 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
         module: from (B, ...) to (B, K).
         example: one or more inputs of the module; values do not matter, shape, dtype and device do.
         operators: custom operators, such as ``{"onnx::Gemm": EtbLinear}``; they apply to this BoundedModule alone.
+        matrices: whether linear bounds of convolutions are kept as matrices, which auto-LiRPA gets right in more cases than its
+            patches, with more memory. Always so for grouped and dilated convolutions.
 
     Raises:
         UsageError: dropout or batch normalisation in training mode, or a trace that depends on the batch size.
@@ -44,7 +46,7 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
     with _without_dropout(module), exporter_settings_kept(), quiet():
         try:
             graph = lirpa.BoundedModule(
-                module, pair, bound_opts=_options(module), device=pair.device, custom_ops=dict(operators or {})
+                module, pair, bound_opts=_options(module, matrices), device=pair.device, custom_ops=dict(operators or {})
             )
         except NotImplementedError as error:
             raise unsupported(module, pair, operators, error) from error
@@ -87,10 +89,10 @@ def check_module(module: nn.Module) -> None:
             )
 
 
-def _options(module: nn.Module) -> dict[str, Any]:
+def _options(module: nn.Module, matrices: bool) -> dict[str, Any]:
     # The patches mode of both releases takes a grouped kernel for a full one, and refuses dilation.
     unusual = any(isinstance(layer, nn.Conv2d) and (layer.groups > 1 or layer.dilation != (1, 1)) for layer in module.modules())
-    return {"conv_mode": "matrix"} if unusual else {}
+    return {"conv_mode": "matrix"} if unusual or matrices else {}
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ class BoundNetwork:
         self._operators = dict(operators or {})
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
         self.graph = bounded(self._module, self._example, self._operators)
+        self._of_matrices: Any = None
         self._starts_affine = _starts_affine(self.graph)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -135,12 +136,20 @@ class BoundNetwork:
         try:
             with quiet(), _default_dtype(self.dtype):
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
-                low, high = self.graph.compute_bounds(
+                low, high = self._graph_for(ball["norm"], method).compute_bounds(
                     x=(x,), C=specification, method=method, bound_lower=True, bound_upper=upper or method == "ibp"
                 )
         except (NotImplementedError, AssertionError) as error:
             raise unsupported(self._module, self._example, self._operators, error) from error
         return low, high if upper else None
+
+    def _graph_for(self, order: float, method: str) -> Any:
+        # In release 0.3, linear bounds of l2 and l1 balls through patches fail where every neuron of a convolution is unstable.
+        if order == math.inf or method == "ibp":
+            return self.graph
+        if self._of_matrices is None:
+            self._of_matrices = bounded(self._module, self._example, self._operators, matrices=True)
+        return self._of_matrices
 
     def _normalise(self, images: Tensor) -> Tensor:
         trailing = (1,) * (images.dim() - 2)

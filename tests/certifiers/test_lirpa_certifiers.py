@@ -14,6 +14,16 @@ from rsplugins.errors import ParameterError, RspluginsError, UsageError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed")
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small run best on one thread, the more so on a busy machine."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(kept)
+
+
 METHODS = ("ibp", "crown-ibp", "crown", "etb", "sound-etb")
 
 

@@ -19,3 +19,12 @@ def network(request):
 @pytest.fixture
 def images():
     return torch.rand(2, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=D)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small run best on one thread, the more so on a busy machine."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(kept)
