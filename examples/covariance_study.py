@@ -151,7 +151,7 @@ def main() -> None:
     use = (share > 0.5) & (share < 1 - 20 / arguments.n)
     truth = sigma * norm.ppf(share)
     correct = np.mean([int(vote.argmax()) == int(data[int(index)][1]) for vote, index in zip(votes, chosen, strict=True)])
-    print(f"{arguments.model}: {arguments.images} images, n = {arguments.n}, smoothed accuracy {correct:.2f}, {use.sum()} used")
+    print(f"{arguments.model}: {arguments.images} images, n = {arguments.n}, accuracy {correct:.2f}, {use.sum()} used")
     print(f"100,000 samples take {per_sample * 1e5:.2f} s an image")
     print(
         "| representation; rule | mean error / sd | sd ratio | its range | radius error | rank corr. | optimistic | ms | speed-up |"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rsplugins.runs.scoring import Run
+from rsplugins.runs.scoring import Row, Run
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tables import run_names
 
@@ -98,6 +98,33 @@ def radius_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fi
     norm = next((summarise(run)["norm"] for run in runs if summarise(run)["norm"]), "")
     grid[-1, 0].set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
     return figure
+
+
+def estimate_figure(estimate: Run, certified: Run) -> Figure:
+    """Draw the estimated radius of each input against its certified one, where both predict the same class.
+
+    Points above the line are inputs whose radius was estimated larger than could be certified. That includes the sampling's own
+    limit: votes have a largest radius, estimates have none.
+    """
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    known = {row.index: row for row in certified.rows if row.prediction is not None}
+    pairs = [(known[row.index].radius, row.radius) for row in estimate.rows if _same_class(row, known.get(row.index))]
+    end = max((radius for pair in pairs for radius in pair), default=0.0) * 1.04 or 1.0
+    axes.plot([0, end], [0, end], color="#9aa0a8", linewidth=0.9)
+    if pairs:
+        axes.scatter([x for x, _ in pairs], [y for _, y in pairs], s=9, color=COLOURS[0], alpha=0.7)
+    axes.set_xlabel(f"certified radius: {certified.name}")
+    axes.set_ylabel(f"estimated radius: {estimate.name}")
+    axes.set_title(f"{len(pairs)} inputs of equal prediction", loc="left", fontsize=9.5, color=_INK)
+    axes.set_xlim(0, end)
+    axes.set_ylim(0, end)
+    _plain(axes)
+    return figure
+
+
+def _same_class(estimated: Row, certified: Row | None) -> bool:
+    return certified is not None and estimated.prediction is not None and estimated.prediction == certified.prediction
 
 
 def _plain(axes: object) -> None:

@@ -9,7 +9,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from rsplugins.runs.plots import caption, curve_figure, png, radius_figure
+from rsplugins.runs.plots import caption, curve_figure, estimate_figure, png, radius_figure
 from rsplugins.runs.scoring import Run
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tables import ESTIMATES, Table, compare_tables, group_runs, guarantee_label, result_tables, run_names
@@ -44,6 +44,7 @@ def to_html(runs: Sequence[Run], *, compare: bool = False) -> str:
         _section(title, tables[title], members, [labels[id(run)] for run in members])
         for title, members in group_runs(runs).items()
     ]
+    sections += _estimates_against_certificates(runs)
     if compare and len(runs) == 2:
         paired = compare_tables(runs[0], runs[1])[-1]
         sections.append(f"<section><h2>{escape(paired.title)}</h2>{_table(paired)}</section>")
@@ -83,6 +84,21 @@ def _section(title: str, table: Table, runs: Sequence[Run], names: Sequence[str]
     )
     mark = ' class="estimate"' if estimate else ""
     return f"<section{mark}><h2>{escape(title)}</h2>{_table(table)}{curves}{spread}</section>"
+
+
+def _estimates_against_certificates(runs: Sequence[Run]) -> list[str]:
+    """Return a scatter plot for every estimate that has a sampled radius of the same model, data, noise and norm beside it."""
+
+    def subject(run: Run) -> tuple[object, ...]:
+        summary = summarise(run)
+        return summary["model"], summary["data"], summary["sigma"], summary["norm"]
+
+    rated = [(run, summarise(run)["certifies"]) for run in runs if isinstance(summarise(run)["sigma"], (int, float))]
+    pairs = [(a, b) for a, yes in rated if not yes for b, certifies in rated if certifies and subject(a) == subject(b)]
+    text = "Estimated against certified radius; estimates are not certificates. On the line they agree."
+    titles = [escape(f"{a.name} against {b.name}") for a, b in pairs]
+    figures = [_figure(estimate_figure(a, b), text) for a, b in pairs]
+    return [f'<section class="estimate"><h2>{t}</h2>{f}</section>' for t, f in zip(titles, figures, strict=True)]
 
 
 def _table(table: Table) -> str:
