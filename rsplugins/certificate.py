@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_DOWN, Decimal
 from enum import Enum
 from typing import Any
 
@@ -148,4 +149,7 @@ class Certificate:
             return f"input {self.index}: {self.method} abstains ({self.guarantee})"
         verb = "certified" if self.guarantee.certifies else str(self.guarantee)
         confidence = f", alpha={self.alpha:g}" if self.alpha is not None else ""
-        return f"input {self.index}: class {self.prediction}, {verb} {self.norm} radius {self.radius:.6f} ({self.guarantee}{confidence})"
+        # Rounded down: the usual print would claim more than was proven.
+        digits = Decimal(repr(self.radius)).quantize(Decimal("1e-6"), rounding=ROUND_DOWN)
+        radius = f"{verb} {self.norm} radius {digits}"
+        return f"input {self.index}: class {self.prediction}, {radius} ({self.guarantee}{confidence})"

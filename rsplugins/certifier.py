@@ -5,8 +5,8 @@ A certifier plugin is a class with three parts:
 * ``Parameters``: a pydantic model of what the user may set;
 * ``gather``: runs the model on a stream of inputs and yields the evidence for each, in the order given;
 * ``claim``: a pure function from evidence and parameters to a :class:`~rsplugins.certificate.Claim`. It must not import torch:
-  ``rsplugins verify`` and ``rsplugins rescore`` call it where there is no model. When the certifier's module needs torch at import,
-  the function lives in a module of its own that the descriptor names.
+  ``rsplugins verify`` and ``rsplugins rescore`` call it where there is no model. When the certifier's module needs torch at
+  import, the function lives in a module of its own that the descriptor names.
 
 This module does not import torch.
 """
