@@ -5,6 +5,8 @@ EMPIRICAL: an attack that fails proves nothing. None of these numbers may stand 
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from rsplugins.certificate import Guarantee
 from rsplugins.errors import ParameterError, PluginUnavailableError, RunError
 from rsplugins.training import attacks
-from rsplugins.training.files import write_atomically
+from rsplugins.training.files import device_name, versions, write_atomically
 from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole
 from rsplugins.training.table import ImageTable
 
@@ -143,8 +145,18 @@ def attack(
             rows += lines
     progress(total, total)
     result = summarise(rows, settings)
-    write_atomically(directory / SUMMARY, (json.dumps({"settings": header, "result": asdict(result)}, indent=2) + "\n").encode())
+    ran = {"device": device_name(table.labels.device), "versions": {**versions(), **_attack_versions()}}
+    about = {"settings": header, "ran": ran, "result": asdict(result)}
+    write_atomically(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def _attack_versions() -> dict[str, str]:
+    found = {}
+    for name in ("pyautoattack", "autoattack"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], settings: AttackSettings) -> Accuracy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +72,9 @@ def add_trained(trained: Path, zoo: Path, *, summary: str = "", data_root: Path 
         recipe=manifests.RecipeFile(sha256=sha256(folder / RECIPE), data=recipe.data.name),
         weights=weights,
         training=manifests.Training(
-            **{key: record[key] for key in ("seed", "device", "minutes", "epochs", "versions")}, notes=record.get("notes", "")
+            **{key: record[key] for key in ("seed", "device", "minutes", "epochs")},
+            versions=_versions(record["versions"], record["device"]),
+            notes=record.get("notes", ""),
         ),
     )
     write(folder, manifest)
@@ -121,9 +122,10 @@ def add_recipe(recipe_file: Path, zoo: Path) -> Path:
     from rsplugins.training.recipe import load_recipe, to_toml
 
     recipe = load_recipe(recipe_file)
-    if recipe.data.name not in WITHOUT or recipe.data.input_size is None:
+    data = recipe.data.name.partition(":")[0]
+    if data not in WITHOUT or recipe.data.input_size is None:
         raise UsageError(f"{recipe.data.name} is no data set that the zoo goes without.", fix=f"One of: {', '.join(WITHOUT)}.")
-    classes, reason = WITHOUT[recipe.data.name]
+    classes, reason = WITHOUT[data]
     folder = zoo / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / RECIPE, to_toml(recipe))
@@ -219,7 +221,16 @@ def _save(folder: Path, module: Any, dtype: Literal["float16", "float32"]) -> tu
 
 
 def _licences(data: str) -> manifests.Licences:
-    return manifests.Licences(code="Apache-2.0", weights="Apache-2.0", data=DATA_LICENCES[re.sub(r"^folder:", "", data)])
+    plain = data.removeprefix("folder:").partition(":")[0]
+    terms = DATA_LICENCES.get(plain)
+    if terms is None:
+        raise UsageError(f"The licence of the data set {plain!r} is not known.", fix="Add it to DATA_LICENCES in zoo/sources.py.")
+    return manifests.Licences(code="Apache-2.0", weights="Apache-2.0", data=terms)
+
+
+def _versions(found: Mapping[str, str], device: str) -> dict[str, str]:
+    """Leave out the CUDA that torch was built for where no GPU was used."""
+    return {name: version for name, version in found.items() if name != "cuda" or device != "cpu"}
 
 
 def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
@@ -236,7 +247,7 @@ def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
         "model": {"sha256": classifier.fingerprint()},
         "data": {"reference": recipe.data.name, "split": recipe.data.test},
         "device": "cpu",
-        "versions": files.versions(),
+        "versions": _versions(files.versions(), "cpu"),
         "labels": table.labels.tolist(),
         "predictions": predicted,
     }

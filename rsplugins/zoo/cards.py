@@ -233,7 +233,9 @@ def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
     chosen = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method == "gaussian"]
     if not chosen:
         return None
-    return curve_figure([run for _, run in chosen], [manifest.id.partition(".")[2] for manifest, _ in chosen])
+    figure = curve_figure([run for _, run in chosen], [manifest.id.partition(".")[2] for manifest, _ in chosen])
+    figure.axes[0].set_title(f"{data_of(chosen[0][0])}, {len(chosen[0][1].rows)} inputs each", loc="left", fontsize=10)
+    return figure
 
 
 def _runs(folder: Path) -> list[Any]:
