@@ -18,7 +18,7 @@ from rsplugins.moments import plugins
 from rsplugins.moments.activations import Activation
 from rsplugins.moments.operations import Elementwise
 
-DIGITS = "zoo:digits-cnn.digits-gaussian025-v1"
+DIGITS = "zoo:digits-cnn.digits-gaussian025-v2"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rsplugins.sampling import Draw
 @pytest.fixture(scope="module")
 def digits():
     data = load_data("digits", split="test")
-    return rsplugins.load("zoo:digits-cnn.digits-gaussian025-v1"), torch.stack([data[index][0] for index in range(0, 240, 30)])
+    return rsplugins.load("zoo:digits-cnn.digits-gaussian025-v2"), torch.stack([data[index][0] for index in range(0, 240, 30)])
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def test_every_recipe_of_the_zoo_makes_its_hooks_and_its_network(path):
     found = load_recipe(path)
     assert found.name == path.stem
     Hooks(*(make_hook(hook) for hook in found.hooks), epochs=found.training.epochs)
-    size = {"mnist": (1, 28, 28), "digits": (1, 8, 8), "folder:cifar10": (3, 32, 32)}[found.data.name]
+    size = found.data.input_size or {"mnist": (1, 28, 28), "digits": (1, 8, 8), "folder:cifar10": (3, 32, 32)}[found.data.name]
     data = ImageTable(torch.zeros(1, *size), torch.zeros(1, dtype=torch.long), 10)
     classifier = build_classifier(found, data)
     assert classifier(data.images).shape == (1, 10)
