@@ -108,7 +108,7 @@ def attack(module, x, eps, norm, direction, steps=15):
     return torch.cat(found)
 
 
-def reached(module, x, eps, norm, count=2000):
+def reached(module, x, eps, norm, count=400):
     """Outputs of the network on points of the ball, random ones and attacked ones in every output's direction."""
     points = [x, in_ball(x, eps, norm, count)]
     for output in range(module(x).shape[1]):
