@@ -40,7 +40,7 @@ P = TypeVar("P", bound=CertifierParameters)
 class Input(NamedTuple):
     """One input of a certifier: its stable index and the image, (C, H, W) or (C, T, H, W), raw [0, 1] pixels."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls on an input
     image: Tensor
 
 
@@ -58,6 +58,8 @@ class Certifier(ABC, Generic[P]):
     """
 
     Parameters: ClassVar[type[CertifierParameters]] = CertifierParameters
+    samples_soundly: ClassVar[bool] = False
+    """Whether it draws its noise from :func:`rsplugins.sampling.gaussian_noise`, and so knows ``execution.sound``."""
 
     def __init__(self, classifier: Classifier, parameters: P, execution: Execution) -> None:
         self.classifier = classifier

@@ -102,20 +102,21 @@ class Reduced(nn.Module):
         else:
             stacked = x if self.lifted else self.lift(x)
             flat = self._scores(stacked.flatten(0, 1))
-            scores = _REDUCE[self.reduce](flat.unflatten(0, (len(x), windows)))
+            scores = _REDUCE[self.reduce](flat.reshape(len(x), windows, -1))
         if self.probabilities and self.scores == "logits":
             return scores.softmax(1)
         return scores
 
     def _scores(self, windows: Tensor) -> Tensor:
-        if self.chunk is not None:
-            count, frames = len(windows), windows.shape[2]
-            chunks = frames // self.chunk
-            # (B, C, n*t, H, W) -> (B*n, C, t, H, W); frames that do not fill a chunk were refused when the windows were chosen.
-            windows = windows.unflatten(2, (chunks, self.chunk)).transpose(1, 2).flatten(0, 1)
-            return self._classify(windows).unflatten(0, (count, chunks)).mean(1)
-        return self._classify(windows)
+        if self.chunk is None:
+            return self._classify(windows)
+        count, channels, frames, *rest = windows.shape
+        chunks = frames // self.chunk
+        # (B, C, n*t, H, W) -> (B*n, C, t, H, W); frames that do not fill a chunk were refused when the windows were chosen.
+        parts = windows.reshape(count, channels, chunks, self.chunk, *rest).transpose(1, 2).flatten(0, 1)
+        return self._classify(parts).reshape(count, chunks, -1).mean(1)
 
     def _classify(self, windows: Tensor) -> Tensor:
-        logits = torch.cat([self.classifier(part) for part in windows.split(self.limit)])
+        parts = [windows[start : start + self.limit] for start in range(0, len(windows), self.limit)]
+        logits = torch.cat([self.classifier(part) for part in parts])
         return logits.softmax(1) if self.scores == "probabilities" else logits
