@@ -18,7 +18,7 @@ from rsplugins.runs.manifest import read_manifest
 from rsplugins.runs.record import read_records
 from rsplugins.zoo import evidence
 
-CERTIFIED, PREDICTED, SAMPLES = 3, 64, 1000
+CERTIFIED, PREDICTED, SAMPLES = 3, 64, 500
 """Inputs that are certified and predicted again, and noise samples an input."""
 UNLIKELY = 1e-6
 """Votes whose share would differ that much by chance with this probability are said to differ."""
@@ -92,6 +92,9 @@ def _certified(
     parameters = dict(run.parameters)
     if "n" in parameters:
         parameters["n"] = min(parameters["n"], SAMPLES)
+    if "stop_at" in parameters:
+        # A radius that the run decided may be out of reach of fewer samples.
+        parameters["stop_at"] = ()
     dtype: Any = run.dtype
     certificates = certify(classifier, images, run.method, seed=run.seed, indices=indices, dtype=dtype, **parameters)
     problems = []
