@@ -20,6 +20,7 @@ _OPTIONAL = {
     "auto-LiRPA": ("bounds through whole networks", ("auto-LiRPA>=0.3",)),
     "robustbench": ("robustbench: models", ("robustbench>=1.1", "pyautoattack>=0.2", "setuptools<81")),
     "av": ("video files", ("av>=12",)),
+    "orthogonium": ("orthogonal encoders", ("orthogonium>=0.0.4",)),
 }
 """Optional distributions: what they are for, and what it takes."""
 
@@ -91,10 +92,14 @@ def _plugins() -> list[dict[str, str]]:
             entries = get_host().entries()
     except RspluginsError as error:
         return [{"name": "host", "reason": error.what, "fix": error.fix}]
+    # One missing distribution can take a dozen entries along: one paragraph for all of them.
+    groups: dict[tuple[Status, str, str], list[str]] = {}
+    for entry in entries:
+        if entry.status is not Status.ACTIVE:
+            groups.setdefault((entry.status, entry.reason, entry.fix), []).append(entry.label)
     return [
-        {"name": f"{entry.label} is {entry.status}", "reason": entry.reason, "fix": entry.fix}
-        for entry in entries
-        if entry.status is not Status.ACTIVE
+        {"name": f"{', '.join(labels)}: {status}", "reason": reason, "fix": fix}
+        for (status, reason, fix), labels in groups.items()
     ]
 
 
