@@ -1,0 +1,40 @@
+"""Contracts as pytest tests: one function, parametrised by check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rsplugins.host import Entry
+from rsplugins.testing.certifiers import certifier_checks
+from rsplugins.testing.outcome import Check
+from rsplugins.testing.subject import About
+
+
+def certifier_contract(
+    certifier: str | Entry, *, about: About | None = None, thorough: bool = False, **parameters: Any
+) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a certifier owes; assign it to a name that starts with ``test_``.
+
+    Arguments are those of :func:`rsplugins.testing.certifier_checks`.
+
+    Example:
+        >>> test_contract = certifier_contract("gaussian", sigma=0.5)
+    """
+    return as_test(certifier_checks(certifier, about=about, thorough=thorough, **parameters))
+
+
+def as_test(checks: Sequence[Check]) -> Callable[[Check], None]:
+    """Return a pytest test that runs checks, each as a test of its own; what was seen is printed (``pytest -rA`` shows it)."""
+    import pytest
+
+    @pytest.mark.parametrize("check", checks, ids=[check.name for check in checks])
+    def test(check: Check) -> None:
+        outcome = check.outcome()
+        print(f"{outcome.name}: {outcome.status}: {outcome.detail}")  # noqa: T201
+        if outcome.status == "skipped":
+            pytest.skip(outcome.detail)
+        if outcome.status == "failed":
+            pytest.fail(f"{outcome.name}: {outcome.detail}", pytrace=False)
+
+    return test
