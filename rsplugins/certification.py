@@ -29,6 +29,7 @@ def certify(
     dtype: Literal["float32", "bfloat16"] = "float32",
     compile: bool = False,
     channels_last: bool | None = None,
+    sound: bool = False,
     progress: bool = False,
     **parameters: Any,
 ) -> list[Certificate]:
@@ -44,6 +45,8 @@ def certify(
         dtype: ``"float32"`` or ``"bfloat16"``; part of the function that is certified.
         compile: use ``torch.compile``; part of the function that is certified.
         channels_last: memory layout; None chooses.
+        sound: draw noise on the grid of 8-bit images, which ``x`` must lie on: no claim is then "float-idealised"; see
+            :mod:`rsplugins.statistics.grid`. Part of the function that is certified.
         progress: show progress on standard error.
         parameters: the certifier's own, such as ``sigma=0.25, n0=100, n=10_000, alpha=0.001``.
 
@@ -58,15 +61,15 @@ def certify(
     """
     check_classifier(classifier)
     execution = check_execution(
-        Execution(seed=seed, batch_size=batch_size, dtype=dtype, compile=compile, channels_last=channels_last)
+        Execution(seed=seed, batch_size=batch_size, dtype=dtype, compile=compile, channels_last=channels_last, sound=sound)
     )
     entry = get_host().find("certifier", method)
     order = _check_indices(indices, len(x))
     certifier = prepare(entry, classifier, parameters, execution)
-    certifier.check_images(x)
+    check_inputs(certifier, x)
     claim = entry.load_claim()
     values = certifier.parameters.model_dump(mode="json")
-    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, **described_function(certifier)}
+    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, "sound": sound, **described_function(certifier)}
     from rsplugins.runs.progress import Silent, for_stream
 
     shown = for_stream() if progress else Silent()
@@ -98,6 +101,19 @@ def check_classifier(classifier: Any) -> None:
     raise UsageError(
         f"certify needs a Classifier, not {'the module ' if isinstance(classifier, Module) else ''}{kind}.", cause=cause, fix=fix
     )
+
+
+def check_inputs(certifier: Certifier[Any], images: Tensor) -> None:
+    """Check images before anything is run: raw [0, 1] pixels, and on the 8-bit grid where sound sampling was asked for.
+
+    Raises:
+        InputValueError: with the likely cause.
+    """
+    certifier.check_images(images)
+    if certifier.execution.sound:
+        from rsplugins.sampling import check_on_grid
+
+        check_on_grid(images)
 
 
 def check_execution(execution: Execution) -> Execution:
@@ -181,6 +197,12 @@ def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any],
     """
     kind = certifier_class(entry)
     classifier.check_ready()
+    if execution.sound and not kind.samples_soundly:
+        raise ParameterError(
+            f"The certifier {entry.name!r} has no sound mode.",
+            cause="sound sampling replaces the noise that a certifier adds to 8-bit images; this one adds none, or draws its own.",
+            fix="Leave sound out, or use gaussian, gaussian-soft or smooth-reduce.",
+        )
     with guard(entry, "while it checked its parameters"):
         parsed = parse_parameters(kind.Parameters, parameters, entry.name)
     with guard(entry, "while it was set up"):

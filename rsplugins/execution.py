@@ -16,6 +16,8 @@ class Execution:
         batch_size: images a forward pass, or ``"auto"`` to measure a good one on this machine. Results do not depend on it.
         dtype: ``"float32"`` or ``"bfloat16"`` (autocast). Part of the function that is certified, so recorded.
         compile: whether the model goes through ``torch.compile``. Part of the function that is certified, so recorded.
+        sound: draw noise on the grid of 8-bit images, so that no float is rounded and no claim is "float-idealised". For images on
+            that grid, and certifiers that add noise to them. Part of the function that is certified, so recorded.
         channels_last: memory layout; None chooses by model and device.
     """
 
@@ -24,4 +26,5 @@ class Execution:
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     channels_last: bool | None = None
+    sound: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)

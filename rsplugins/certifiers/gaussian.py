@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
-from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
+from rsplugins.sampling import Draw, Program, Sampler, gaussian_noise, grid_evidence
 from rsplugins.statistics import bonferroni, check_budget, claims, decide_all, looks
 
 _KEPT_CLASSES = 5
@@ -60,6 +60,7 @@ class Gaussian(Certifier[GaussianParameters]):
     """
 
     Parameters = GaussianParameters
+    samples_soundly = True
 
     def __init__(self, classifier: Classifier, parameters: GaussianParameters, execution: Execution) -> None:
         super().__init__(classifier, parameters, execution)
@@ -72,17 +73,17 @@ class Gaussian(Certifier[GaussianParameters]):
             bound="sequence" if p.stop_at else "clopper-pearson",
             radius=max(p.stop_at, default=0.0) or None,
         )
-        self.sampler = Sampler(classifier, GaussianNoise(p.sigma, execution.seed), classifier.num_classes, execution)
+        self.sampler = Sampler(classifier, gaussian_noise(p.sigma, execution), classifier.num_classes, execution)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield vote counts, ``{"selection": {"3": 97, "5": 3}, "estimation": {"3": 9990, "5": 10}}``."""
-        return self.sampler.run((index, image, self._program()) for index, image in inputs)
+        return self.sampler.run((index, image, self._program(image.numel())) for index, image in inputs)
 
     def describe(self) -> dict[str, Any]:
         """Return what, besides the classifier, makes up the function that is certified, as JSON values."""
         return self.sampler.describe()
 
-    def _program(self) -> Program:
+    def _program(self, elements: int) -> Program:
         p = self.parameters
         selection = yield Draw(0, p.n0)
         chosen = int(selection.counts.argmax())
@@ -94,7 +95,7 @@ class Gaussian(Certifier[GaussianParameters]):
             if p.stop_at and decide_all(votes, seen, p.stop_at, sigma=p.sigma, alpha=p.alpha, n=p.n):
                 break
         estimation = {str(label): int(counts[label]) for label in np.flatnonzero(counts)}
-        return {"selection": selection.votes(), "estimation": estimation}
+        return {"selection": selection.votes(), "estimation": estimation, **grid_evidence(self.execution, elements)}
 
     @staticmethod
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
@@ -118,24 +119,25 @@ class GaussianSoft(Certifier[GaussianSoftParameters]):
     """
 
     Parameters = GaussianSoftParameters
+    samples_soundly = True
 
     def __init__(self, classifier: Classifier, parameters: GaussianSoftParameters, execution: Execution) -> None:
         super().__init__(classifier, parameters, execution)
         p = parameters
         classes = classifier.num_classes if p.runner_up == "bounded" else 1
         check_budget(p.n, sigma=p.sigma, alpha=bonferroni(p.alpha, classes=classes or 1), bound=p.bound)
-        noise = GaussianNoise(p.sigma, execution.seed)
+        noise = gaussian_noise(p.sigma, execution)
         self.sampler = Sampler(classifier, noise, classifier.num_classes, execution, tally="scores")
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield score sums, in the form that :func:`rsplugins.statistics.claims.gaussian_soft` documents."""
-        return self.sampler.run((index, image, self._program()) for index, image in inputs)
+        return self.sampler.run((index, image, self._program(image.numel())) for index, image in inputs)
 
     def describe(self) -> dict[str, Any]:
         """Return what, besides the classifier, makes up the function that is certified, as JSON values."""
         return self.sampler.describe()
 
-    def _program(self) -> Program:
+    def _program(self, elements: int) -> Program:
         p = self.parameters
         selection = yield Draw(0, p.n0)
         estimation = yield Draw(p.n0, p.n0 + p.n)
@@ -151,6 +153,7 @@ class GaussianSoft(Certifier[GaussianSoftParameters]):
             "classes": classes,
             "selection": {"n": selection.total, "sums": table(selection.sums)},
             "estimation": {"n": estimation.total, "sums": table(estimation.sums), "squares": table(estimation.squares)},
+            **grid_evidence(self.execution, elements),
         }
 
     @staticmethod

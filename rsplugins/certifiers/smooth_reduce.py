@@ -6,6 +6,7 @@ Source: Joshi, Pham, Cho, Boytsov, Condessa, Kolter, Hegde, "Smooth-Reduce: Leve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +20,7 @@ from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.reduction import claims
 from rsplugins.reduction.function import Lift, Reduced
 from rsplugins.reduction.plan import LIFTED_NOISE, Plan, make_plan
-from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
+from rsplugins.sampling import Draw, Program, Sampler, gaussian_noise, grid_evidence
 from rsplugins.statistics import bonferroni, check_budget
 
 if TYPE_CHECKING:
@@ -72,12 +73,19 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
     """
 
     Parameters = SmoothReduceParameters
+    samples_soundly = True
 
     def __init__(self, classifier: Classifier, parameters: SmoothReduceParameters, execution: Execution) -> None:
         super().__init__(classifier, parameters, execution)
         self._values = parameters.model_dump()
         check_budget(parameters.n, sigma=parameters.sigma, alpha=self._alpha(), bound=self._bound())
         self._lifted = parameters.noise in LIFTED_NOISE or (parameters.noise == "soft" and parameters.soft_noise == "independent")
+        if execution.sound and self._lifted:
+            raise ParameterError(
+                f"smooth-reduce with noise={parameters.noise} has no sound mode.",
+                cause="its noise is added to windows of a resized image, which is on no grid.",
+                fix="Use noise=common, or noise=soft with soft_noise=common.",
+            )
 
     def check_images(self, images: torch.Tensor) -> None:
         """Check values and layout; the size may be larger than the classifier's own, since windows are cut from it."""
@@ -154,10 +162,9 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
             probabilities=soft,
         )
         execution = self.execution if size == "auto" else replace(self.execution, batch_size=max(1, size // windows))
-        noise = GaussianNoise(self.parameters.sigma, self.execution.seed)
         return Sampler(
             function,
-            noise,
+            gaussian_noise(self.parameters.sigma, self.execution),
             self.classifier.num_classes,
             execution,
             tally="values" if soft else "votes",
@@ -180,6 +187,7 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
         estimation = yield Draw(n0, n0 + n)
         found: Any = estimation.scores() if soft else estimation.votes()
         evidence: dict[str, Any] = {"selection": chosen, "estimation": found, "geometry": plan.geometry()}
+        evidence |= grid_evidence(self.execution, math.prod(plan.shape))
         if soft:
             evidence["classes"] = self.classifier.num_classes
         return evidence

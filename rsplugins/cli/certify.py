@@ -38,6 +38,9 @@ def certify(
     batch_size: Annotated[str, typer.Option(help="Images a forward pass, or auto. Results do not depend on it.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16; part of what is certified.")] = "float32",
     compile_: Annotated[bool, typer.Option("--compile", help="Use torch.compile; part of what is certified.")] = False,
+    sound: Annotated[
+        bool, typer.Option("--sound", help="Noise on the grid of 8-bit images: no claim rests on float arithmetic being exact.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU when there is one.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n, i from 0 to n-1: certify the inputs at positions i, i+n, ...")] = None,
     stop_at: Annotated[
@@ -75,7 +78,7 @@ def certify(
         split=split,
         model_options=parse_settings(model_option or (), "--model-option"),
         device=device,
-        execution=Execution(seed=seed, batch_size=size, dtype=width, compile=compile_),
+        execution=Execution(seed=seed, batch_size=size, dtype=width, compile=compile_, sound=sound),
         shard=None if shard is None else parse_shard(shard),
         command=("rsplugins", *sys.argv[1:]),
     )

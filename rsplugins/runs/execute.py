@@ -77,6 +77,7 @@ def build_manifest(
         seed=execution.seed,
         dtype=execution.dtype,
         compile=execution.compile,
+        sound=execution.sound,
         model={"reference": model or described["source"], **described},
         data={"reference": data or origin["name"], **origin},
         selection=Selection.of(indices),
@@ -165,7 +166,7 @@ def _read(dataset: Dataset, index: int) -> tuple[Tensor, int]:
 
 
 def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Sequence[int], writer: Writer, task: Any) -> None:
-    from rsplugins.certification import run_certifier
+    from rsplugins.certification import check_inputs, run_certifier
 
     labels: dict[int, int] = {}
 
@@ -182,7 +183,7 @@ def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Se
                 answered += 1
                 advance()
                 continue
-            certifier.check_images(image[None])
+            check_inputs(certifier, image[None])
             yield index, image
 
     with task as advance:

@@ -67,6 +67,7 @@ class Manifest(BaseModel):
         seed: of every random number.
         dtype: in which the model ran; with ``compile`` part of the function that is certified.
         compile: whether the model went through ``torch.compile``.
+        sound: whether noise was drawn on the grid of 8-bit images.
         model: its reference, its fingerprint ``sha256``, and what it is.
         data: its reference, its fingerprint ``sha256``, and what it is.
         selection: which inputs.
@@ -88,6 +89,7 @@ class Manifest(BaseModel):
     seed: int = 0
     dtype: str = "float32"
     compile: bool = False
+    sound: bool = False
     model: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     selection: Selection
@@ -102,7 +104,7 @@ class Manifest(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the records, flat: ``{"parameters.sigma": 0.25, ...}``."""
-        kept = {"method", "parameters", "seed", "dtype", "compile", "selection", "imported"}
+        kept = {"method", "parameters", "seed", "dtype", "compile", "sound", "selection", "imported"}
         identity = self.model_dump(mode="json", include=kept)
         # A model or data set may lie under another name or in another place: its fingerprint says what it is.
         for name, value in (("model", self.model), ("data", self.data)):

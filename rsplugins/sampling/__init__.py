@@ -11,7 +11,19 @@ The engine runs many programs at once and fills every micro-batch across them.
 """
 
 from rsplugins.sampling.engine import Sampler
+from rsplugins.sampling.integer import IntegerNoise, check_on_grid, gaussian_noise, grid_evidence
 from rsplugins.sampling.noise import GaussianNoise, NoiseSource
 from rsplugins.sampling.tally import Draw, Program, Tally
 
-__all__ = ["Draw", "GaussianNoise", "NoiseSource", "Program", "Sampler", "Tally"]
+__all__ = [
+    "Draw",
+    "GaussianNoise",
+    "IntegerNoise",
+    "NoiseSource",
+    "Program",
+    "Sampler",
+    "Tally",
+    "check_on_grid",
+    "gaussian_noise",
+    "grid_evidence",
+]

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.execution import Execution
-from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler, tuning
+from rsplugins.sampling import Draw, GaussianNoise, IntegerNoise, Program, Sampler, tuning
+from rsplugins.statistics.grid import LEVELS
 
 USUAL_BATCH = 1000
 """Batch size of Cohen et al.'s certify.py and of most of its successors."""
@@ -25,7 +26,7 @@ class Rate:
     """Samples a second of one way to run the model.
 
     Attributes:
-        name: ``"bare, best"``, ``"bare, same batch"``, ``"engine"`` or ``"usual loop"``.
+        name: ``"bare, best"``, ``"bare, same batch"``, ``"engine"``, ``"engine, sound"`` or ``"usual loop"``.
         batch: rows of a forward pass.
         layout: ``"channels-last"`` or ``"contiguous"``.
         median, best: over the rounds.
@@ -40,7 +41,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Report:
-    """One run of the benchmark: the four rates, the medians of the ratios within a round, and where it was measured."""
+    """One run of the benchmark: the rates, the medians of the ratios within a round, and where it was measured."""
 
     rates: tuple[Rate, ...]
     ratios: dict[str, float]
@@ -50,7 +51,7 @@ class Report:
 def benchmark(
     model: nn.Module, item: Tensor, num_classes: int, execution: Execution, *, n: int = 1000, rounds: int = 5, sigma: float = 0.25
 ) -> Report:
-    """Measure four ways to run a model, interleaved, so that what else the machine does weighs on all alike.
+    """Measure the ways to run a model, interleaved, so that what else the machine does weighs on all alike.
 
     Args:
         model: from images (B, C, H, W) to logits (B, K), in eval mode, on its device.
@@ -63,17 +64,20 @@ def benchmark(
 
     Returns:
         Rates, and ratios of the engine to the best bare pass, to the bare pass with its own batch and layout, and to the
-        usual loop.
+        usual loop; and ``"sound / engine"``, the cost of sound sampling beside that of the standard sampler.
     """
     sampler = Sampler(model, GaussianNoise(sigma, execution.seed), num_classes, execution)
     item = item.to(sampler.device)
     _run_engine(sampler, item, 2 * USUAL_BATCH if execution.batch_size == "auto" else execution.batch_size)  # warm, and tuned
     own = (sampler.batch_size, sampler.channels_last)
     best = _best_bare(sampler, item, own)
+    sound = Sampler(model, IntegerNoise(sigma, execution.seed), num_classes, replace(execution, batch_size=own[0]))
+    on_grid = (item * LEVELS).round() / LEVELS
     ways: dict[str, tuple[tuple[int, bool], Callable[[], None]]] = {
         "bare, best": (best, lambda: _run_bare(sampler, item, n, *best)),
         "bare, same batch": (own, lambda: _run_bare(sampler, item, n, *own)),
         "engine": (own, lambda: _run_engine(sampler, item, n)),
+        "engine, sound": (own, lambda: _run_engine(sound, on_grid, n)),
         "usual loop": ((USUAL_BATCH, False), lambda: _run_usual(sampler, item, n, sigma)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -89,6 +93,9 @@ def benchmark(
         label: statistics.median(other / engine for other, engine in zip(seconds[name], seconds["engine"], strict=True))
         for name, label in others.items()
     }
+    ratios["sound / engine"] = statistics.median(
+        sound / engine for sound, engine in zip(seconds["engine, sound"], seconds["engine"], strict=True)
+    )
     return Report(rates, ratios, _setting(sampler, item, n, rounds))
 
 

@@ -20,18 +20,27 @@ from rsplugins.statistics.bounds import (
     hoeffding_upper,
 )
 from rsplugins.statistics.budgets import bonferroni
+from rsplugins.statistics.grid import LEVELS, total_variation
 from rsplugins.statistics.radii import radius_from_one_bound, radius_from_two_bounds
 from rsplugins.statistics.sequences import sequence_lower
 
 COHEN = "cohen-2019 theorem 1"
 SALMAN = "salman-2019 lemma 2"
 ASSUMPTIONS = ("float-idealised",)
+GRID_ASSUMPTIONS = ("among images on the 8-bit grid k/255",)
 
 _SUM_TOLERANCE = 1e-6  # finds scores that are no probabilities; the bounds have their own, proven, slack
 
 
 def vote_radius(
-    successes: int, trials: int, alpha: float, sigma: float, *, sequence: bool = False, divide_by: float = 1.0
+    successes: int,
+    trials: int,
+    alpha: float,
+    sigma: float,
+    *,
+    sequence: bool = False,
+    divide_by: float = 1.0,
+    slack: float = 0.0,
 ) -> float:
     """The certified l2 radius of k votes out of n under Gaussian noise, rounded down; 0.0 means abstain.
 
@@ -43,6 +52,7 @@ def vote_radius(
         sequence: whether the number of trials depended on the votes (early stopping): the confidence sequence then replaces
             Clopper-Pearson, which is valid at a fixed number only.
         divide_by: the operator norm (or an upper bound of it) of what lies between the image and the noise, > 0.
+        slack: how far the probabilities under the noise drawn may be from those under Gaussian noise; see :func:`sampling_slack`.
 
     Raises:
         ParameterError: when an argument is out of range.
@@ -54,7 +64,30 @@ def vote_radius(
         0.0
     """
     bound = sequence_lower if sequence else clopper_pearson_lower
-    return radius_from_one_bound(float(bound(successes, trials, alpha)), sigma, divide_by=divide_by)
+    return radius_from_one_bound(max(0.0, float(bound(successes, trials, alpha)) - slack), sigma, divide_by=divide_by)
+
+
+def sampling_slack(evidence: Evidence, parameters: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:
+    """How far the noise drawn is from Gaussian noise in total variation, and what the claim assumes besides.
+
+    Args:
+        evidence: with ``"grid": {"levels": 255, "elements": d}`` when the noise was drawn on the grid of 8-bit images; see
+            :mod:`rsplugins.statistics.grid`.
+        parameters: ``sigma``.
+
+    Returns:
+        For the standard sampler 0.0 and ``("float-idealised",)``: its sums are taken for exact.
+
+    Raises:
+        RunError: damaged evidence.
+    """
+    if "grid" not in evidence:
+        return 0.0, ASSUMPTIONS
+    found = evidence["grid"]
+    elements = found.get("elements") if isinstance(found, Mapping) else None
+    if not isinstance(elements, int) or elements < 1 or found.get("levels") != LEVELS:
+        raise _damaged(f"The evidence says that the noise was drawn on the grid {found!r}.")
+    return elements * total_variation(parameters["sigma"]), GRID_ASSUMPTIONS
 
 
 def votes_claim(evidence: Evidence, parameters: Mapping[str, Any], *, divide_by: float = 1.0, theorem: str = COHEN) -> Claim:
@@ -86,6 +119,7 @@ def votes_claim(evidence: Evidence, parameters: Mapping[str, Any], *, divide_by:
     selection = _counts(evidence, "selection", parameters["n0"])
     estimation = _counts(evidence, "estimation", parameters["n"], exactly=not sequence)
     chosen = max(sorted(selection), key=selection.__getitem__)
+    slack, assumptions = sampling_slack(evidence, parameters)
     radius = vote_radius(
         estimation.get(chosen, 0),
         sum(estimation.values()),
@@ -93,8 +127,10 @@ def votes_claim(evidence: Evidence, parameters: Mapping[str, Any], *, divide_by:
         parameters["sigma"],
         sequence=sequence,
         divide_by=divide_by,
+        slack=slack,
     )
-    return _claim(chosen, radius, parameters, f"{theorem}, {'confidence sequence' if sequence else 'clopper-pearson'}")
+    rule = f"{theorem}, {'confidence sequence' if sequence else 'clopper-pearson'}"
+    return _claim(chosen, radius, parameters, rule, assumptions)
 
 
 def gaussian(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
@@ -150,20 +186,22 @@ def soft_claim(evidence: Evidence, parameters: Mapping[str, Any], *, divide_by: 
             fix='Use bound="empirical-bernstein" or "hoeffding", and runner_up="complement" or "bounded".',
         )
     n = int(parameters["n"])
+    slack, assumptions = sampling_slack(evidence, parameters)
     if rule == "complement":
         _check_complement(sums, n)
         p_lower = _score_bounds(bound, sums, squares, chosen, n, parameters["alpha"])[0]
-        radius = radius_from_one_bound(p_lower, parameters["sigma"], divide_by=divide_by)
+        radius = radius_from_one_bound(max(0.0, p_lower - slack), parameters["sigma"], divide_by=divide_by)
     else:
         classes = _check_all_classes(evidence, sums)
         share = bonferroni(parameters["alpha"], classes=classes)
         p_lower = _score_bounds(bound, sums, squares, chosen, n, share)[0]
         others = (_score_bounds(bound, sums, squares, other, n, share)[1] for other in range(classes) if other != chosen)
-        radius = radius_from_two_bounds(p_lower, max(others, default=0.0), parameters["sigma"], divide_by=divide_by)
-    return _claim(chosen, radius, parameters, f"{SALMAN}, {bound}, runner-up {rule}")
+        largest = min(1.0, max(others, default=0.0) + slack)
+        radius = radius_from_two_bounds(max(0.0, p_lower - slack), largest, parameters["sigma"], divide_by=divide_by)
+    return _claim(chosen, radius, parameters, f"{SALMAN}, {bound}, runner-up {rule}", assumptions)
 
 
-def _claim(chosen: int, radius: float, parameters: Mapping[str, Any], rule: str) -> Claim:
+def _claim(chosen: int, radius: float, parameters: Mapping[str, Any], rule: str, assumptions: tuple[str, ...]) -> Claim:
     return Claim(
         prediction=chosen if radius > 0 else None,
         radius=radius,
@@ -171,7 +209,7 @@ def _claim(chosen: int, radius: float, parameters: Mapping[str, Any], rule: str)
         norm=Norm.L2,
         alpha=float(parameters["alpha"]),
         rule=rule,
-        assumptions=ASSUMPTIONS,
+        assumptions=assumptions,
     )
 
 

@@ -34,7 +34,7 @@ def test_each_way_runs_all_its_samples_and_ratios_are_of_the_same_times():
     model = Counting()
     report = benchmark(model, torch.rand(1, 4, 4), 3, Execution(batch_size=64), n=1200, rounds=3)
     rates = {rate.name: rate for rate in report.rates}
-    assert list(rates) == ["bare, best", "bare, same batch", "engine", "usual loop"]
+    assert list(rates) == ["bare, best", "bare, same batch", "engine", "engine, sound", "usual loop"]
     assert rates["usual loop"].batch == USUAL_BATCH
     assert rates["engine"].batch == rates["bare, same batch"].batch == 64
     # a round: same batch, engine, usual loop; single samples are near-ties
@@ -54,7 +54,7 @@ def test_the_command_prints_a_table_or_json(monkeypatch):
     assert [name in table.output for name in ("bare, best", "engine", "usual loop", "cpu", "float32")] == [True] * 5
     report = json.loads(CliRunner().invoke(app(), [*options, "--json"]).output)
     assert report["model"] == "small"
-    assert set(report["ratios"]) == {"engine / best bare", "engine / same bare", "engine / usual loop"}
+    assert set(report["ratios"]) == {"engine / best bare", "engine / same bare", "engine / usual loop", "sound / engine"}
 
 
 @pytest.mark.parametrize(
