@@ -258,10 +258,9 @@ def _bars(manifest: Manifest, rows: Sequence[Result]) -> Figure:
         for row, certified in zip(rows, certifies, strict=True)
     ]
     labels = [f"{_name(row)}\n{row.certifier or 'no attack'}, {row.images} inputs" for row in rows]
-    errors = [
-        [row.value - row.interval[0] for row in rows if row.interval],
-        [row.interval[1] - row.value for row in rows if row.interval],
-    ]
+    between = [row.interval or (row.value, row.value) for row in rows]
+    errors = [[row.value - low for row, (low, _) in zip(rows, between, strict=True)]]
+    errors += [[high - row.value for row, (_, high) in zip(rows, between, strict=True)]]
     axes.barh(range(len(rows)), [row.value for row in rows], color=colours, xerr=errors, height=0.6)
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
