@@ -69,7 +69,8 @@ def certify(
     check_inputs(certifier, x)
     claim = entry.load_claim()
     values = certifier.parameters.model_dump(mode="json")
-    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, "sound": sound, **described_function(certifier)}
+    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, "sound": sound}
+    function |= described_function(certifier)
     from rsplugins.runs.progress import Silent, for_stream
 
     shown = for_stream() if progress else Silent()
@@ -200,7 +201,7 @@ def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any],
     if execution.sound and not kind.samples_soundly:
         raise ParameterError(
             f"The certifier {entry.name!r} has no sound mode.",
-            cause="sound sampling replaces the noise that a certifier adds to 8-bit images; this one adds none, or draws its own.",
+            cause="sound sampling replaces the noise that a certifier adds to 8-bit images; this one adds none or draws its own.",
             fix="Leave sound out, or use gaussian, gaussian-soft or smooth-reduce.",
         )
     with guard(entry, "while it checked its parameters"):

@@ -13,7 +13,7 @@ import typer
 
 from rsplugins.errors import RspluginsError
 
-COMMANDS = ("certify", "runs", "plugins", "bench", "doctor", "train", "attack", "lipschitz", "zoo")
+COMMANDS = ("certify", "runs", "plugins", "new", "bench", "doctor", "train", "attack", "lipschitz", "zoo")
 """Modules of this package, each with ``register(app)``; they import heavy modules only inside their functions."""
 
 

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the ``plugins`` commands to the application."""
     plugins = typer.Typer(help="Show the installed plugins.", no_args_is_help=True, rich_markup_mode=None)
     plugins.command("list")(list_plugins)
+    plugins.command("check")(check_plugin)
     app.add_typer(plugins, name="plugins")
 
 
@@ -45,6 +46,41 @@ def list_plugins(
         typer.echo(json.dumps([_row(entry) for entry in entries], indent=2))
     else:
         _print_table(entries)
+
+
+def check_plugin(
+    name: Annotated[str, typer.Argument(help="A certifier, training hook, or model source.")],
+    kind: Annotated[str, typer.Option(help="certifier, training-hook or model-source.")] = "certifier",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value: a parameter to check it with; repeatable.")] = None,
+    reference: Annotated[str, typer.Option(help="For a model source: a model that can be loaded here.")] = "",
+    about: Annotated[
+        str | None, typer.Option(help="What a certifier's claims are about: classifier, smoothed, or own; see docs.")
+    ] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Ten times as many images.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for machines.")] = False,
+) -> None:
+    """Put a plugin through its contract: each check with what was seen, or why it failed.
+
+    An estimate is measured in place of judged. Exit codes: 0 kept, 1 broken, 2 wrong use.
+    """
+    import dataclasses
+
+    from rsplugins.cli.output import parse_settings
+    from rsplugins.testing.finding import checks_for
+
+    checks = checks_for(kind, name, parse_settings(set_ or (), "--set"), reference=reference, about=about, thorough=thorough)
+    outcomes = []
+    for check in checks:
+        outcomes.append(check.outcome())
+        if not as_json:
+            typer.echo(f"{outcomes[-1].status:<9} {outcomes[-1].name}: {outcomes[-1].detail}")
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], indent=2))
+    else:
+        counts = {status: sum(outcome.status == status for outcome in outcomes) for status in ("passed", "measured", "skipped")}
+        typer.echo(f"\n{name}: {', '.join(f'{count} {status}' for status, count in counts.items())}, {len(failed)} failed")
+    raise typer.Exit(int(bool(failed)))
 
 
 def shortcut(arguments: list[str]) -> bool:

@@ -1,8 +1,8 @@
 """Sound noise for 8-bit images: integers, so that image plus noise is never rounded.
 
 The guarantee and its proof: :mod:`rsplugins.statistics.grid`. The integers are drawn by inversion from 64 uniform bits. Of these,
-16 decide nearly always: a table gives the value for every 16 leading bits whose cell no boundary cuts. For the others, about one in
-a hundred, the remaining 48 bits are drawn too.
+16 decide nearly always: a table gives the value for every 16 leading bits whose cell no boundary cuts. For the others, about one
+in a hundred, the remaining 48 bits are drawn too.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ Every check of the contract is then a test of its own.
 from __future__ import annotations
 
 from rsplugins.testing.certifiers import certifier_checks
-from rsplugins.testing.contract import certifier_contract
+from rsplugins.testing.contract import certifier_contract, model_source_contract, training_hook_contract
+from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import BrokenContractError, Check, Outcome
+from rsplugins.testing.sources import model_source_checks
 
 __all__ = [
     "BrokenContractError",
@@ -21,4 +23,8 @@ __all__ = [
     "Outcome",
     "certifier_checks",
     "certifier_contract",
+    "model_source_checks",
+    "model_source_contract",
+    "training_hook_checks",
+    "training_hook_contract",
 ]

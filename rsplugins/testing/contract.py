@@ -7,7 +7,9 @@ from typing import Any
 
 from rsplugins.host import Entry
 from rsplugins.testing.certifiers import certifier_checks
+from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import Check
+from rsplugins.testing.sources import model_source_checks
 from rsplugins.testing.subject import About
 
 
@@ -22,6 +24,16 @@ def certifier_contract(
         >>> test_contract = certifier_contract("gaussian", sigma=0.5)
     """
     return as_test(certifier_checks(certifier, about=about, thorough=thorough, **parameters))
+
+
+def training_hook_contract(name: str, **settings: Any) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a training hook owes; see :func:`rsplugins.testing.training_hook_checks`."""
+    return as_test(training_hook_checks(name, **settings))
+
+
+def model_source_contract(scheme: str, reference: str, **options: Any) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a model source owes; see :func:`rsplugins.testing.model_source_checks`."""
+    return as_test(model_source_checks(scheme, reference, **options))
 
 
 def as_test(checks: Sequence[Check]) -> Callable[[Check], None]:

@@ -1,0 +1,26 @@
+"""``rsplugins new``: write a plugin package to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("new")(new)
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="What the plugin brings is called so: lower-case letters, digits, hyphens.")],
+    kind: Annotated[str, typer.Option(help="certifier, training-hook or model-source.")] = "certifier",
+    directory: Annotated[Path, typer.Option(help="Where the folder rsplugins-NAME is made.")] = Path(),
+) -> None:
+    """Write a plugin package that installs, works and passes its contract before anything is changed."""
+    from rsplugins.scaffold import write_plugin
+
+    for path in write_plugin(name, kind, directory):
+        typer.echo(f"wrote {path}")
+    typer.echo(f"\nnext: pip install -e {directory / f'rsplugins-{name}'} && rsplugins plugins check {name} --kind {kind}")

@@ -1,0 +1,99 @@
+"""Every built-in plugin keeps its contract; the worlds' truth is true."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rsplugins.certificate import Norm
+from rsplugins.host import Status, get_host
+from rsplugins.testing import certifier_checks, certifier_contract, model_source_contract, training_hook_contract, worlds
+from rsplugins.testing.certifiers import FAMILIES
+from rsplugins.testing.subject import Subject
+
+PARAMETERS = {"latent": {"split": "flatten"}, "smooth-reduce": {"about": "own"}}
+"""What a built-in certifier needs besides its defaults: a layer; and that it certifies a function of its own."""
+
+QUICK = ("gaussian", "ibp")
+"""Certifiers of which the default run takes every check; of the others those of the first line below."""
+FEW = ("claims", "batches and order", "evidence and rescore", "soundness: half-space, 4 pixels", "soundness: |x|")
+
+CERTIFIERS = [
+    entry.name for entry in get_host().entries("certifier") if entry.distribution == "rsplugins" and entry.status is Status.ACTIVE
+]
+
+test_gaussian = certifier_contract("gaussian")
+test_ibp = certifier_contract("ibp")
+test_training_hook = training_hook_contract("gaussian", sigma=0.25)
+test_model_source = model_source_contract("zoo", "digits-cnn.digits-gaussian025-v1")
+
+
+@pytest.mark.parametrize("name", [name for name in CERTIFIERS if name not in QUICK])
+def test_built_in_certifiers_in_short(name):
+    for check in certifier_checks(name, **PARAMETERS.get(name, {})):
+        if check.name in FEW:
+            outcome = check.outcome()
+            assert outcome.status != "failed", outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CERTIFIERS)
+def test_built_in_certifiers_in_full(name):
+    failed = [
+        outcome for check in certifier_checks(name, **PARAMETERS.get(name, {})) if (outcome := check.outcome()).status == "failed"
+    ]
+    assert failed == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("name", ["ibp", "crown", "sound-etb"])
+def test_bounds_in_the_other_norms(name, norm):
+    failed = [outcome for check in certifier_checks(name, norm=norm) if (outcome := check.outcome()).status == "failed"]
+    assert failed == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hook", [entry.name for entry in get_host().entries("training-hook")])
+def test_built_in_training_hooks(hook):
+    from rsplugins.testing import training_hook_checks
+
+    failed = [outcome for check in training_hook_checks(hook) if (outcome := check.outcome()).status == "failed"]
+    assert failed == []
+
+
+@pytest.mark.parametrize("norm", list(Norm))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_truth_of_a_world_is_the_distance_to_the_nearest_other_class(family, norm):
+    """Classes agree with the model; nothing changes just inside the radius, and something does just outside of it."""
+    subject = Subject(get_host().find("certifier", "ibp"), norm=norm)
+    world = FAMILIES[family](subject, np.random.default_rng(7))
+    size = world.images[0].numel()
+    with torch.no_grad():
+        assert (world.classifier(world.images).argmax(1).numpy() == world.classes).all()
+        directions = _directions(world, norm)
+        changed = torch.zeros(len(world.images), dtype=torch.bool)
+        for unit in directions:
+            step = torch.tensor(world.radii, dtype=torch.float32).view(-1, 1) * unit
+            inside = (world.images.flatten(1) + step * 0.995).view_as(world.images)
+            outside = (world.images.flatten(1) + step * 1.005 + 1e-5 * unit).view_as(world.images)
+            assert (world.classifier(inside).argmax(1).numpy() == world.classes).all()
+            changed |= world.classifier(outside).argmax(1) != torch.tensor(world.classes)
+    assert size < 1000
+    assert changed.all()
+
+
+def _directions(world, norm):
+    """The steepest directions of the margin at each image, both ways, and random ones, all of length 1 in the norm."""
+    images = world.images.clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = world.classifier(images)
+        (gradient,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), images)
+    gradient = gradient.flatten(1).double().numpy()
+    rng = np.random.default_rng(0)
+    rows = [gradient, -gradient, *(rng.standard_normal(gradient.shape) for _ in range(20))]
+    if world.name == "two-class quadratic":
+        rows += [np.tile(np.array(pair, dtype=float), (len(gradient), 1)) for pair in ((1, -1), (-1, 1), (1, 1), (-1, -1.0))]
+    for row in rows:
+        yield torch.tensor(np.stack([worlds.steepest(weight, norm) for weight in row]), dtype=torch.float32)
