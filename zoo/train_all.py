@@ -3,8 +3,8 @@
     python zoo/train_all.py zoo/recipes/*.cifar10-jpeg-*.toml --out OUT --time-budget 9 --data-root data
 
 Each model gets OUT/NAME/ with weights, recipe, curves and the records behind every number, small enough to carry home, where
-`rsplugins zoo add OUT/NAME` makes the zoo's folder of it. All models are trained first, in the order given; then all are measured,
-in the time that is left. The same command goes on where it stopped.
+`rsplugins zoo add OUT/NAME` makes the zoo's folder of it. All models are trained first, in the order given; then all are
+measured, in the time that is left. The same command goes on where it stopped.
 """
 
 from __future__ import annotations
