@@ -68,7 +68,7 @@ def _registers(table: dict[str, Any]) -> str:
 def _loss(table: dict[str, Any]) -> str:
     batch, loss = _batch(table)
     require(isinstance(loss, Tensor) and loss.dim() == 0, f"the loss is {loss!r}, not a scalar tensor")
-    require(bool(loss.isfinite()), f"the loss is {float(loss)}")
+    require(bool(loss.isfinite()), f"the loss is {float(loss.detach())}")
     gradients = torch.autograd.grad(loss, list(batch.model.parameters()), allow_unused=True)
     require(any(gradient is not None for gradient in gradients), "no gradient reaches the weights")
     finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)

@@ -26,7 +26,7 @@ CERTIFIERS = [
 test_gaussian = certifier_contract("gaussian")
 test_ibp = certifier_contract("ibp")
 test_training_hook = training_hook_contract("gaussian", sigma=0.25)
-test_model_source = model_source_contract("zoo", "digits-cnn.digits-gaussian025-v1")
+test_model_source = model_source_contract("zoo", "digits-cnn.digits-gaussian025-v2")
 
 
 @pytest.mark.parametrize("name", [name for name in CERTIFIERS if name not in QUICK])

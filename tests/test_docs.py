@@ -1,0 +1,60 @@
+"""The documentation names every hook with its exact signature, and has a page for every certifier."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from rsplugins.host import get_host
+from rsplugins.host.hookspecs import RETURNS
+from rsplugins.training.hooks import TrainingHookSpecs
+
+DOCS = Path(__file__).parents[1] / "docs"
+HOOKS = (DOCS / "hooks.md").read_text()
+TRAINING = [name for name in vars(TrainingHookSpecs) if not name.startswith("_")]
+
+
+def section(name: str) -> str:
+    found = re.search(rf"^##+ {name}\n(.*?)(?=^##+ |\Z)", HOOKS, re.M | re.S)
+    assert found, f"docs/hooks.md has no section {name}"
+    return found[1]
+
+
+@pytest.mark.parametrize("hook", RETURNS)
+def test_every_hook_is_documented_with_its_signature_and_fields(hook):
+    text = section(hook)
+    assert f"`{hook}() -> Sequence[{RETURNS[hook].__name__}]`" in text
+    for field in dataclasses.fields(RETURNS[hook]):
+        assert f"| `{field.name}` | `{field.type}` |" in text, f"{hook}: {field.name}"
+
+
+@pytest.mark.parametrize("hook", TRAINING)
+def test_every_training_hook_is_documented_with_its_signature(hook):
+    signature = str(inspect.signature(getattr(TrainingHookSpecs, hook))).replace("'", "")
+    assert f"`{hook}{signature}`" in section(hook)
+
+
+@pytest.mark.parametrize("hook", [*RETURNS, *TRAINING])
+def test_every_example_is_a_program(hook):
+    examples = re.findall(r"```python\n(.*?)```", section(hook), re.S)
+    assert examples
+    for example in examples:
+        ast.parse(example)
+        assert f"def {hook}(" in example
+
+
+def test_no_section_is_about_a_hook_that_does_not_exist():
+    assert set(re.findall(r"^## (rsplugins_\w+)$", HOOKS, re.M)) == set(RETURNS)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in get_host().entries("certifier") if entry.distribution == "rsplugins"])
+def test_every_certifier_has_a_page_of_its_method(name):
+    pages = {path: path.read_text() for path in DOCS.rglob("*.md") if path.name not in ("hooks.md", "contract.md")}
+    headed = [path for path, text in pages.items() if re.search(rf"^#+ .*(?<![\w-]){re.escape(name)}(?![\w-])", text, re.M)]
+    named = [path for path, text in pages.items() if re.search(rf"`{re.escape(name)}`", text)]
+    assert headed or named, f"no page under docs/ is about {name}"
