@@ -56,6 +56,7 @@ def check_plugin(
     about: Annotated[
         str | None, typer.Option(help="What a certifier's claims are about: classifier, smoothed, or own; see docs.")
     ] = None,
+    only: Annotated[str, typer.Option(help="Only the checks whose name holds this text.")] = "",
     thorough: Annotated[bool, typer.Option("--thorough", help="Ten times as many images.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for machines.")] = False,
 ) -> None:
@@ -70,7 +71,7 @@ def check_plugin(
 
     checks = checks_for(kind, name, parse_settings(set_ or (), "--set"), reference=reference, about=about, thorough=thorough)
     outcomes = []
-    for check in checks:
+    for check in [check for check in checks if only in check.name]:
         outcomes.append(check.outcome())
         if not as_json:
             typer.echo(f"{outcomes[-1].status:<9} {outcomes[-1].name}: {outcomes[-1].detail}")

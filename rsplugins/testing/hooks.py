@@ -73,7 +73,7 @@ def _loss(table: dict[str, Any]) -> str:
     require(any(gradient is not None for gradient in gradients), "no gradient reaches the weights")
     finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
     require(finite, "a gradient is not finite")
-    return f"finite scalar {float(loss):.4g}, finite gradients"
+    return f"finite scalar {float(loss.detach()):.4g}, finite gradients"
 
 
 def _seed(table: dict[str, Any]) -> str:

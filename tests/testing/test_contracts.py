@@ -12,11 +12,11 @@ from rsplugins.testing import certifier_checks, certifier_contract, model_source
 from rsplugins.testing.certifiers import FAMILIES
 from rsplugins.testing.subject import Subject
 
-PARAMETERS = {"latent": {"split": "flatten"}, "smooth-reduce": {"about": "own"}}
-"""What a built-in certifier needs besides its defaults: a layer; and that it certifies a function of its own."""
+PARAMETERS = {"latent": {"split": "flatten"}, "smooth-reduce": {"about": "own"}, "covariance-guided": {"n_min": 50}}
+"""What a built-in certifier needs besides its defaults: a layer; that it certifies a function of its own; fewer samples."""
 
-QUICK = ("gaussian", "ibp")
-"""Certifiers of which the default run takes every check; of the others those of the first line below."""
+QUICK = ("gaussian", "ibp", "alpha-crown")
+"""Certifiers of which the default run takes every check (and alpha-crown none: it is slow); of the others it takes a few."""
 FEW = ("claims", "batches and order", "evidence and rescore", "soundness: half-space, 4 pixels", "soundness: |x|")
 
 CERTIFIERS = [
