@@ -42,7 +42,9 @@ class Outcome:
 
 def timm_sample(count: int = SAMPLE, seed: int = SEED) -> list[str]:
     """Return names drawn from all timm architectures whose default configuration has a classification head."""
-    heads = [name for name in timm.list_models() if timm.get_pretrained_cfg(name).num_classes]
+    # Names that other tests or plugins registered have no configuration of timm's own.
+    configured = {name: timm.get_pretrained_cfg(name) for name in timm.list_models()}
+    heads = [name for name, configuration in configured.items() if configuration is not None and configuration.num_classes]
     return sorted(random.Random(seed).sample(heads, count))
 
 
