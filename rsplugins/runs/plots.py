@@ -40,7 +40,7 @@ def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fig
         runs: with one norm and on one side of the line between certificates and estimates (estimates are drawn dashed).
         names: of the curves; by default :func:`~rsplugins.runs.tables.run_names`.
     """
-    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.1 + 0.18 * len(runs)), layout="constrained")
     axes = figure.add_subplot()
     summaries = [summarise(run) for run in runs]
     end = max((summary["largest_radius"] for summary in summaries), default=0.0) * 1.04 or 1.0
@@ -65,7 +65,8 @@ def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fig
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _plain(axes)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right")
+    # Below the axes: inside them no corner is free of every curve.
+    figure.legend(frameon=False, fontsize=8.5, loc="outside lower left")
     inputs = ", ".join(sorted({f"{summary['inputs']:,}" for summary in summaries}))
     place = " on ".join(str(summaries[0][key]) for key in ("model", "data") if summaries[0][key]) if summaries else ""
     axes.set_title(", ".join(filter(None, (place, f"{inputs} inputs"))), loc="left", fontsize=10, color=_INK)
