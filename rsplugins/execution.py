@@ -16,7 +16,7 @@ class Execution:
         batch_size: images a forward pass, or ``"auto"`` to measure a good one on this machine. Results do not depend on it.
         dtype: ``"float32"`` or ``"bfloat16"`` (autocast). Part of the function that is certified, so recorded.
         compile: whether the model goes through ``torch.compile``. Part of the function that is certified, so recorded.
-        sound: draw noise on the grid of 8-bit images, so that no float is rounded and no claim is "float-idealised". For images on
+        sound: draw noise on the grid of 8-bit images, so that no float is rounded and no claim "float-idealised". For images on
             that grid, and certifiers that add noise to them. Part of the function that is certified, so recorded.
         channels_last: memory layout; None chooses by model and device.
     """

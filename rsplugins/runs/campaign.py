@@ -241,8 +241,8 @@ def default_directory(request: Request) -> Path:
     """Return ``runs/MODEL-DATA-HASH``: the same request finds its run again, another one gets another directory."""
     chosen = request.execution
     asked = [request.model, request.data, request.methods, dict(request.settings), request.stop_at, request.start, request.stop]
-    asked += [request.stride, request.split, dict(request.model_options), chosen.seed, chosen.dtype, chosen.compile, *(["sound"] if chosen.sound else [])]
-    if request.is_default and asked == [None, None, (), {}, (), 0, None, 1, "test", {}, 0, "float32", False]:
+    asked += [request.stride, request.split, dict(request.model_options), chosen.seed, chosen.dtype, chosen.compile, chosen.sound]
+    if request.is_default and asked == [None, None, (), {}, (), 0, None, 1, "test", {}, 0, "float32", False, False]:
         return Path("runs/default")
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
     words = "-".join(filter(None, (request.model or "default", request.data or "")))

@@ -37,7 +37,7 @@ LEVELS = 255
 """Steps of an 8-bit pixel: the grid is k/255."""
 
 _RELATIVE = 2.0**-49
-"""Allowance for the relative error of the normal cdf at a boundary, in float64; well above what comparing with 40 digits shows."""
+"""Allowance for the relative error of the normal cdf at a boundary, in float64; far above what comparing with 40 digits shows."""
 
 _LARGEST_SIGMA = 10.0
 
