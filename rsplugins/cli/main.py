@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failed check, 2 wrong use.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -50,4 +51,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         print("rsplugins: interrupted; what was computed is kept, the same command resumes", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; without this, closing standard output would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)

@@ -33,3 +33,16 @@ def test_a_data_root_is_listed(monkeypatch, tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     monkeypatch.setenv("RSPLUGINS_DATA", str(tmp_path))
     assert diagnosis.diagnose()["data"]["holds"] == "cifar-10-batches-py"
+
+
+def test_a_reader_that_stops_early_gets_no_traceback():
+    import subprocess
+    import sys
+
+    program = "from rsplugins.cli import main; main()"
+    lister = subprocess.Popen(
+        [sys.executable, "-c", program, "plugins", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    lister.stdout.close()
+    assert "Traceback" not in lister.stderr.read()
+    assert lister.wait() == 0

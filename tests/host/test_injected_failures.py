@@ -104,7 +104,7 @@ def test_a_broken_plugin_is_isolated_and_explained(install, good, what):
 
     active = {entry.name for entry in host.entries("certifier")}
     assert {"gaussian", "gaussian-soft", "aa-fine", "zz-fine"} <= active
-    assert all(entry.status is Status.ACTIVE for entry in host.entries("certifier"))
+    assert not [entry for entry in host.entries("certifier") if entry.status is Status.FAILED]
     # rolled back: pluggy no longer knows it, and none of its descriptors stayed
     assert sorted(name for name, _ in host._manager.list_name_plugin()) == [
         "aa-fine:aa-fine",
