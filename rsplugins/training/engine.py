@@ -83,7 +83,9 @@ class Engine:
 
     def arranged(self, tensor: Tensor) -> Tensor:
         """Return a tensor in the memory layout of the run."""
-        return tensor.contiguous(memory_format=self.layouts.get(tensor.dim(), torch.contiguous_format))
+        # With one channel both layouts are contiguous; only clone() writes the strides by which oneDNN picks its kernels.
+        layout = self.layouts.get(tensor.dim())
+        return tensor.contiguous() if layout is None else tensor.clone(memory_format=layout)
 
     def seed(self, epoch: int, step: int) -> None:
         """Make everything random in a step a function of (seed, epoch, step, rank)."""
