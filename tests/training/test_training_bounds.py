@@ -130,6 +130,17 @@ def test_released_offsets_are_rows_of_the_masked_jacobian():
         assert torch.allclose(got[i], jacobian.abs().sum(1) * 0.02, atol=1e-5)
 
 
+def test_masks_count_an_upper_bound_of_exactly_zero_as_active():
+    # A pre-activation in [-.5, 0], all numbers exact in binary: ETB's formula has 1{u >= 0}.
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    net[1].weight.data, net[1].bias.data, net[3].weight.data = torch.ones(1, 1), torch.tensor([-0.75]), torch.full((1, 1), 2.0)
+    image = torch.full((1, 1, 1, 1), 0.5)
+    assert Chain(net).lower(image, 0.25, torch.ones(1, 1, 1), "etb", False).item() == 2 * (0.5 - 0.75) - 2 * 0.25
+    assert Chain(net).offsets(image, 0.25, clip=False).item() == 2 * 0.25
+    # Sound bounds know that the neuron is off.
+    assert Chain(net).lower(image, 0.25, torch.ones(1, 1, 1), "sound-etb", False).item() == 0.0
+
+
 def test_ibp_training_against_a_slow_reference():
     model, (images, labels) = _convolutional(), _inputs()
     hook = IbpTraining(eps=0.03, warmup=1, ramp=4, clean_share=0.2)

@@ -25,6 +25,7 @@ from rsplugins.training import (
     Trades,
     attacks,
 )
+from rsplugins.training.hooks import Geometry
 
 ATTACK = {"eps": 0.15, "step_size": 0.04, "steps": 4}
 
@@ -81,6 +82,16 @@ def test_adversarial_training_is_the_mean_cross_entropy_on_pgd_images():
     assert torch.allclose(loss, F.cross_entropy(model(attacked), labels))
 
 
+def test_attacks_start_at_a_uniform_point_of_the_ball():
+    images, labels = torch.full((40, 1, 4, 4), 0.5), torch.arange(40) % 3
+    _, step = _run(AdversarialTraining(eps=0.2, step_size=1e-6, steps=1), images, labels)
+    offset = step.perturbed - images
+    assert offset.abs().max() <= 0.2 + 1e-6
+    assert offset.std().item() == pytest.approx(0.4 / math.sqrt(12), rel=0.05)
+    _, step = _run(AdversarialTraining(eps=0.2, step_size=1e-6, steps=1, random_start=False), images, labels)
+    assert (step.perturbed - images).abs().max() <= 1e-5
+
+
 def test_gairat_against_a_slow_reference():
     model, (images, labels) = small_net(), batch(20)
     loss, step = _run(Gairat(**ATTACK, lambda_=-0.5, kappa="correct"), images, labels, model)
@@ -89,6 +100,32 @@ def test_gairat_against_a_slow_reference():
     losses = [F.cross_entropy(model(step.perturbed[i : i + 1]), labels[i : i + 1]) for i in range(20)]
     expected = sum(w * 20 / sum(raw) * value for w, value in zip(raw, losses, strict=True)) / 20
     assert len(set(kappa)) > 2
+    assert torch.allclose(loss, expected, rtol=1e-5)
+
+
+def test_gairat_reads_the_kappa_that_it_names():
+    images, labels = batch(4)
+    step = Batch(small_net(), images, labels, geometry=Geometry(torch.tensor([0, 1, 4, 2]), torch.tensor([3, 1, 4, 0]), 4))
+    for kappa, counts in (("first", [0, 1, 4, 2]), ("correct", [3, 1, 4, 0])):
+        raw = [(1 + math.tanh(0.5 + 5 * (1 - 2 * k / 4))) / 2 for k in counts]
+        weights = Gairat(eps=0.1, lambda_=0.5, kappa=kappa, normalise=False).instance_weights(step)
+        assert weights.tolist() == pytest.approx(raw, abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [MailAt, MailTrades])
+def test_mail_weighs_by_the_margin_of_the_attacked_image(make):
+    hook, model, (images, labels) = make(**ATTACK), small_net(), batch(8)
+    loss, step = _run(hook, images, labels, model)
+    attacked, clean = model(step.perturbed), model(images)
+    on_trades = isinstance(hook, MailTrades)
+    total, weights = 0.0, []
+    for i, y in enumerate(labels.tolist()):
+        p = attacked[i].softmax(0).tolist()
+        margin = max(p[k] for k in range(3) if k != y) - p[y]
+        weights.append(3 / (1 + math.exp(-hook.slope * (margin + hook.bias))))
+        total = total + weights[i] * (5.0 * _kl(clean[i], attacked[i]) if on_trades else -attacked[i].log_softmax(0)[y])
+    expected = total / 8 + (F.cross_entropy(clean, labels) if on_trades else 0.0)
+    assert max(weights) > 1.05 * min(weights)
     assert torch.allclose(loss, expected, rtol=1e-5)
 
 
@@ -165,6 +202,23 @@ def test_trades_attacks_the_divergence_from_the_clean_prediction():
     assert torch.allclose(step.perturbed, x, atol=1e-6)
 
 
+def test_trades_attacks_away_from_the_clean_prediction_of_eval_mode():
+    model, (images, labels) = small_net(batch_norm=True), batch(6)
+    model(torch.rand(64, 1, 4, 4))  # running statistics that differ from those of this batch
+    model.train()
+    reference = copy.deepcopy(model).eval()
+    _, step = _run(Trades(**ATTACK), images, labels, model)
+    start = 0.001 * torch.empty_like(images).normal_(generator=torch.Generator().manual_seed(3))
+    goal = attacks.divergence(reference(images))
+    expected, _ = attacks.pgd(reference, images, labels, **ATTACK, start=start, objective=goal)
+    assert torch.equal(step.perturbed, expected)
+    # The prediction of training mode would lead elsewhere.
+    other, _ = attacks.pgd(
+        reference, images, labels, **ATTACK, start=start, objective=attacks.divergence(copy.deepcopy(model).train()(images))
+    )
+    assert not torch.equal(other, expected)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_mart_against_a_slow_reference(weighted):
     model, (images, labels) = small_net(), batch(8)
@@ -195,6 +249,20 @@ def test_gair_trades_shares_each_input_between_two_attacks():
     assert torch.allclose(loss, F.cross_entropy(clean, labels) + 3.0 * total / 8, rtol=1e-4)
     with pytest.raises(ParameterError, match="below 1"):
         GairTrades(eps=0.1, normalise=True)
+
+
+def test_gair_trades_keeps_the_geometry_of_the_first_attack():
+    model, (images, labels) = small_net(), batch(40)
+    hook = GairTrades(**ATTACK, random_start=False)
+    _, step = _run(hook, images, labels, model)
+    first = hook.small_start(step)
+    assert first is None
+    with torch.no_grad():
+        clean = model(images)
+    _, own = attacks.pgd(model, images, labels, **ATTACK, objective=attacks.divergence(clean))
+    _, second = attacks.pgd(model, images, labels, **ATTACK, objective=attacks.margin(labels))
+    assert torch.equal(step.geometry.correct, own.correct)
+    assert not torch.equal(second.correct, own.correct)
 
 
 def test_lambda_schedules():

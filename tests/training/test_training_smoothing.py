@@ -61,6 +61,15 @@ def test_macer_against_a_slow_reference():
     assert got.item() == pytest.approx(total / 12, rel=1e-4)
 
 
+def test_macer_classifies_by_the_mean_of_the_softmaxes():
+    # Without the hinge, and with copies that disagree: the softmax of the mean logits would be another number.
+    logits = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 3.0, 0.0]], [[0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]])
+    rows = [[[math.exp(z) / sum(map(math.exp, copy)) for z in copy] for copy in image] for image in logits.tolist()]
+    expected = -(math.log((rows[0][0][0] + rows[0][1][0]) / 2) + math.log((rows[1][0][2] + rows[1][1][2]) / 2)) / 2
+    loss = macer_loss(logits, torch.tensor([0, 2]), sigma=0.5, lambda_=0.0, beta=16.0, gamma=8.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_macer_stays_finite_where_predictions_are_certain():
     logits = torch.tensor([[[60.0, 0.0], [60.0, 0.0]], [[0.1, 0.0], [0.0, 0.1]]], requires_grad=True)
     loss = macer_loss(logits, torch.tensor([0, 0]), sigma=0.25, lambda_=12.0, beta=16.0, gamma=8.0)
@@ -75,7 +84,10 @@ def test_many_samples_are_copies_of_the_same_image(make):
     step = Batch(small_net(), images, labels)
     loss = Hooks(hook).run(step)
     assert step.perturbed.shape == (24, 1, 4, 4)
-    assert (step.perturbed.view(6, 4, 1, 4, 4) - images[:, None]).abs().max() < 0.1
+    noise = (step.perturbed.view(6, 4, 1, 4, 4) - images[:, None]).flatten(2)
+    assert noise.abs().max() < 0.1
+    # Each copy has noise of its own.
+    assert all(not torch.allclose(noise[:, i], noise[:, j]) for i in range(4) for j in range(i))
     assert step.scores.shape == (6, 3)
     loss.backward()
 

@@ -16,6 +16,7 @@ from training_cases import recipe, small_net, table
 from rsplugins.errors import ParameterError, RunError
 from rsplugins.training import Gairat, GaussianAugmentation, ImageTable, Trainer, TrainingDivergedError, hookimpl
 from rsplugins.training.engine import derived_seed
+from rsplugins.training.ranks import Ranks
 from rsplugins.training.trainer import accuracy, choose_device
 
 
@@ -149,6 +150,23 @@ def test_a_nan_loss_names_the_batch_and_keeps_the_last_good_checkpoint(tmp_path)
     assert all(value.isfinite().all() for value in state["engine"]["model"].values())
 
 
+class InfiniteSlope:
+    """At the last step, a loss that is 0 and whose gradient is NaN."""
+
+    @hookimpl
+    def loss(self, batch, weights):
+        self.count = getattr(self, "count", 0) + 1
+        return (batch.logits * 0).sum().sqrt() if self.count == 10 else batch.logits.sum() * 0
+
+
+def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(tmp_path):
+    with pytest.raises(TrainingDivergedError, match="weight is not finite after epoch 2"):
+        _trainer(tmp_path, [InfiniteSlope()], epochs=2).fit()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 0)
+    assert all(value.isfinite().all() for value in state["engine"]["model"].values())
+
+
 def test_another_recipe_in_the_same_directory_is_refused_with_the_difference(tmp_path):
     _trainer(tmp_path, epochs=1).fit()
     with pytest.raises(RunError, match="epochs = 1; \\+ epochs = 2"):
@@ -191,6 +209,34 @@ def test_seeds_change_the_run_and_nothing_else_does(tmp_path):
     torch.manual_seed(2)
     assert torch.equal(one, weights("b", epochs=1))
     assert len({derived_seed(0, 1), derived_seed(1, 0), derived_seed(0, 1, 0), derived_seed(0, 10)}) == 4
+
+
+class Recording:
+    """Draws a number from the step's generator and one from torch's own, at each step."""
+
+    def __init__(self):
+        self.drawn = []
+
+    @hookimpl
+    def perturb(self, batch):
+        self.drawn += [batch.gaussian(batch.images[:1]).flatten()[0].item(), torch.randn(()).item()]
+
+
+def test_every_step_of_every_epoch_and_rank_has_randomness_of_its_own(tmp_path):
+    recording = Recording()
+    trainer = _trainer(tmp_path, [recording], epochs=3)
+    trainer.fit()
+    # Two draws at each of 3 x 5 steps; the generators of one step share a seed, so the streams are compared apart.
+    for stream in (recording.drawn[::2], recording.drawn[1::2]):
+        assert len(stream) == len(set(stream)) == 15
+    assert len({tuple(trainer.order(epoch).tolist()) for epoch in range(3)}) == 3
+    assert all(sorted(trainer.order(epoch).tolist()) == list(range(40)) for epoch in range(3))
+    seeds = []
+    for rank in (0, 1):
+        trainer.engine.ranks = Ranks(rank, 2, rank)
+        trainer.engine.seed(0, 0)
+        seeds.append(trainer.engine.generator.initial_seed())
+    assert seeds[0] != seeds[1]
 
 
 def test_bfloat16_and_compile_free_layouts_train(tmp_path):
