@@ -13,6 +13,8 @@ import pytest
 from rsplugins.host import get_host
 from rsplugins.host.hookspecs import RETURNS
 from rsplugins.training.hooks import TrainingHookSpecs
+from rsplugins.training.recipe import parse_overrides
+from rsplugins.training.schema import plain
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOOKS = (DOCS / "hooks.md").read_text()
@@ -50,6 +52,33 @@ def test_every_example_is_a_program(hook):
 
 def test_no_section_is_about_a_hook_that_does_not_exist():
     assert set(re.findall(r"^## (rsplugins_\w+)$", HOOKS, re.M)) == set(RETURNS)
+
+
+METHODS = (DOCS / "methods" / "training.md").read_text()
+
+
+HOOK_NAMES = [entry.name for entry in get_host().entries("training-hook") if entry.distribution == "rsplugins"]
+
+
+@pytest.mark.parametrize("name", HOOK_NAMES)
+def test_every_training_hook_has_a_section_and_its_recipe_keys(name):
+    assert re.search(rf"^## .*`{re.escape(name)}`", METHODS, re.M), f"docs/methods/training.md has no section about {name}"
+    row = re.search(rf"^\| `{re.escape(name)}` \| (.*) \|$", METHODS, re.M)
+    assert row, f"the table of recipe keys lacks {name}"
+    written = dict(part.partition(" = ")[::2] for part in re.findall(r"`([^`]+)`", row[1]))
+    fields = [field for field in dataclasses.fields(get_host().find("training-hook", name).load()) if field.init]
+    assert set(written) == {field.name for field in fields}
+    for field in fields:
+        has_value = field.default is not dataclasses.MISSING and field.default is not None
+        expected = {field.name: plain(field.default)} if has_value else {}
+        assert parse_overrides([f"{field.name}={written[field.name]}"] if written[field.name] else []) == expected
+
+
+def test_every_test_that_the_page_of_training_methods_names_exists():
+    tests = "".join(path.read_text() for path in (DOCS.parent / "tests" / "training").glob("*.py"))
+    named = set(re.findall(r"`(test_\w+)`", METHODS))
+    assert len(named) > 30
+    assert [name for name in named if f"def {name}(" not in tests] == []
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in get_host().entries("certifier") if entry.distribution == "rsplugins"])
