@@ -15,6 +15,7 @@ _HOMES = {
     "LogitGaussian": "network",
     "LowRank": "low_rank",
     "MomentNetwork": "network",
+    "Pairs": "pairs",
     "as_published_radius": "radius",
     "pairwise_radius": "radius",
     "union_radius": "radius",

@@ -114,7 +114,7 @@ class Channel:
     def _(self, operation: Elementwise, name: str, sources: Sequence[str], keep: Sequence[str]) -> None:
         (source,) = sources
         mean, before = self._by_position(source), self.covariance(source, source)
-        variance = before.diagonal(dim1=-2, dim2=-1).unsqueeze(-1).expand_as(mean)
+        variance = before.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
         if self.published:
             self.mean[name] = operation.activation.moments(mean, variance).mean.view_as(self.mean[source])
             self._covariance[name, name] = with_diagonal(before, before.diagonal(dim1=-2, dim2=-1) + self.RELU_NOISE)

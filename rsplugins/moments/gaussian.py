@@ -7,7 +7,7 @@ are arbitrary and broadcast; dtypes are floating.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,23 +46,52 @@ def deviation(variance: Tensor) -> Tensor:
 def rectified(mean: Tensor, variance: Tensor) -> Moments:
     r"""Exact moments of max(X, 0).
 
-    .. math:: E = m\Phi(a) + s\varphi(a), \quad
-        \mathrm{Var} = s^2 [a^2\Phi(a)\Phi(-a) + \Phi(a) + a\varphi(a)(\Phi(-a) - \Phi(a)) - \varphi(a)^2]
+    .. math:: E = m\Phi(a) + s\varphi(a), \quad \mathrm{Var} = E (m - E) + s^2\Phi(a)
 
-    The variance is in a form without cancellation for large a, and clamped to the interval [Phi(a)^2, Phi(a)] s^2 that it lies in
-    (Bessel's and Poincare's inequalities).
+    The variance is clamped to the interval [Phi(a)^2, Phi(a)] s^2 that it lies in (Bessel's and Poincare's inequalities), which
+    for large a is narrower than the rounding of the formula.
 
     Example:
         >>> m = rectified(torch.tensor(0.0), torch.tensor(1.0))
         >>> round(m.mean.item(), 6), round(m.variance.item(), 6), m.slope.item()
         (0.398942, 0.340845, 0.5)
     """
-    s = deviation(variance)
-    a = (mean / s).clamp(-_REACH, _REACH)
-    above, below, at = torch.special.ndtr(a), torch.special.ndtr(-a), density(a)
-    share = a.square() * above * below + above + a * at * (below - above) - at.square()
-    share = torch.minimum(torch.maximum(share, above.square()), above)
-    return Moments(mean * above + s * at, variance * share, above)
+    return Moments(*_Rectified.apply(mean, variance))
+
+
+class _Rectified(torch.autograd.Function):
+    """:func:`rectified` with its gradient in closed form: a third of the passes over memory that differentiating it takes.
+
+    With E2 = Var + E^2: dE/dm = Phi(a), dE/ds = phi(a), dE2/dm = 2 E, dE2/ds = 2 s Phi(a).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = deviation(variance)
+        a = (mean / s).clamp_(-_REACH, _REACH)
+        above, at = torch.erfc(-math.sqrt(0.5) * a).mul_(0.5), density(a)
+        average = torch.addcmul(mean * above, s, at)
+        # E (m - E) + s^2 Phi(a); where m - E cancels, the interval is narrower than the rounding.
+        spread = (mean - average).mul_(average).addcmul_(variance, above)
+        largest = variance * above
+        spread = torch.maximum(torch.minimum(spread, largest), largest * above)
+        ctx.save_for_backward(mean, variance, average, above, at)
+        return average, spread, above.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, for_mean: Tensor, for_variance: Tensor, for_slope: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance, average, above, at = ctx.saved_tensors
+        s = deviation(variance)
+        twice = average * (2 * for_variance)
+        rest = for_mean - twice
+        steep = (at / s).mul_(for_slope)
+        own = twice.addcmul_(above, rest).add_(steep)
+        # at is 0 wherever m/s was clamped, so the quotient may be taken again without the clamp
+        by_s = (rest.mul_(at).sum_to_size(variance.shape)) - steep.mul_(mean).sum_to_size(variance.shape) / s
+        by_s = by_s + 2 * s * (for_variance * above).sum_to_size(variance.shape)
+        # no gradient where the variance is below what deviation() keeps
+        return own.sum_to_size(mean.shape), by_s / (2 * s) * (variance > s.square() / 2)
 
 
 def rectified_covariance(mean: Tensor, covariance: Tensor) -> Tensor:

@@ -110,16 +110,7 @@ class MomentNetwork:
             ParameterError: sigma is not above 0.
             OutputValueError: moments that are not finite.
         """
-        check_sigma(sigma)
-        images = images.to(self.device, self.dtype)
-        self._run(images)
-        representation.start(self._root, images, sigma)
-        name = self._root
-        for step in self._steps:
-            name = step.node.name
-            operation = Elementwise(Gelu()) if step.fused else self._rules[type(step.node).__name__](self._site(step))
-            representation.step(name, operation, step.sources, step.keep)
-        found = LogitGaussian(*representation.output(name))
+        found = LogitGaussian(*representation.output(self.walk(images, sigma, representation)))
         if not bool(found.mean.isfinite().all() and found.covariance.isfinite().all()):
             raise OutputValueError(
                 "The propagated moments are not finite.",
@@ -127,6 +118,22 @@ class MomentNetwork:
                 fix="Propagate in float64 (dtype=torch.float64).",
             )
         return found
+
+    def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
+        """As :meth:`propagate`, without the last step: return the name under which the representation knows the logits.
+
+        Nothing here waits for the device, for those who propagate at every step of a training.
+        """
+        check_sigma(sigma)
+        images = images.to(self.device, self.dtype)
+        self._run(images)
+        representation.start(self._root, images, sigma)
+        name: str = self._root
+        for step in self._steps:
+            name = step.node.name
+            operation = Elementwise(Gelu()) if step.fused else self._rules[type(step.node).__name__](self._site(step))
+            representation.step(name, operation, step.sources, step.keep)
+        return name
 
     def _nodes(self) -> list[Any]:
         return list(self._graph.nodes() if callable(getattr(self._graph, "nodes", None)) else self._graph._modules.values())

@@ -28,6 +28,7 @@ class Linear:
             independent with covariance S each; None when the operator has no such form.
         aligned: C (B, C, M) -> (B, C', M): what an output position takes from the input position it lies on, applied to rows.
         taps: input positions that an output position sums over.
+        rows: V (..., n_out) -> V A (..., n_in), for maps between vectors; None where nobody needs it.
         pointwise: whether every component of y depends on one component of x, so that independence is kept.
     """
 
@@ -37,6 +38,7 @@ class Linear:
     mixing: Map | None = None
     aligned: Map | None = None
     taps: int = 1
+    rows: Map | None = None
     pointwise: bool = False
 
 

@@ -109,14 +109,17 @@ def dense(site: Site) -> Linear:
         mixing=mixing,
         aligned=lambda rows: weight @ rows,
         taps=0,  # as many as there are positions, which only the representation knows
+        rows=lambda rows: rows @ weight,
     )
 
 
 def _summed(taps: Tensor, covariance: Tensor) -> Tensor:
     """Return the sum over t of W_t S W_t^T for taps (T, O, I) and S (B, I, I)."""
-    row = taps.transpose(0, 1)
-    left = (row @ covariance.unsqueeze(1)).flatten(2)
-    return left @ row.flatten(1).t()
+    count, outputs, inputs = taps.shape
+    # One large product over all taps and images: many small ones are several times slower.
+    left = taps.reshape(-1, inputs) @ covariance.transpose(0, 1).reshape(inputs, -1)
+    rows = left.view(count, outputs, -1, inputs).permute(2, 1, 0, 3).flatten(2)
+    return rows @ taps.transpose(0, 1).flatten(1).t()
 
 
 def scaling(factor: Tensor, offset: Tensor | float, shape: tuple[int, ...]) -> Linear:

@@ -26,7 +26,8 @@ class CovarianceTraining(GaussianAugmentation):
         gamma: radii, in units of sigma, beyond which an input no longer counts.
         beta: inverse temperature of the second hinge.
         burn_in: first epoch with the hinges; before it the cross-entropy alone counts, without propagation.
-        representation: ``"channel"``, the paper's; or ``"full"`` for small networks.
+        representation: ``"channel"``, the paper's, with only two rows of the last covariance, as in the released code; or
+            ``"full"`` for small networks.
         inflation: of ``"channel"``.
         detach: keep the gradient out of the covariance, as the released code does.
     """
@@ -48,20 +49,30 @@ class CovarianceTraining(GaussianAugmentation):
         """Return the objective, or None during burn-in."""
         if batch.epoch < self.burn_in:
             return None
-        from rsplugins.moments import Channel, Full, MomentNetwork
+        # The square roots and quantiles of moments need more than bfloat16.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            mean, pair = self._propagate(batch)
+        batch.scores = mean.detach()
+        pair = pair.detach() if self.detach else pair
+        return covariance_loss(mean, pair, batch.labels, lambda_=self.lambda_, gamma=self.gamma, beta=self.beta)
+
+    def _propagate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the means (B, K), and the covariances (B, 2, 2) of the two largest."""
+        from rsplugins.moments import Full, MomentNetwork, Pairs
 
         if self._network is None:
             self._network = MomentNetwork(getattr(batch.model, "_orig_mod", batch.model), batch.images)
-        representation = Channel(inflation=self.inflation) if self.representation == "channel" else Full()
-        # The square roots and quantiles of moments need more than bfloat16.
-        with torch.autocast(batch.images.device.type, enabled=False):
-            mean, covariance = self._network.propagate(batch.perturbed, self.sigma, representation)
-        batch.scores = mean.detach()
-        covariance = covariance.detach() if self.detach else covariance
-        return covariance_loss(mean, covariance, batch.labels, lambda_=self.lambda_, gamma=self.gamma, beta=self.beta)
+        if self.representation == "full":
+            mean, covariance = self._network.propagate(batch.perturbed, self.sigma, Full())
+            classes, rows = mean.topk(2).indices, torch.arange(len(mean), device=mean.device)[:, None, None]
+            return mean, covariance[rows, classes[:, :, None], classes[:, None, :]]
+        pairs = Pairs(self.inflation)
+        logits = self._network.walk(batch.perturbed, self.sigma, pairs)
+        mean = pairs.mean[logits]
+        return mean, pairs.pair(logits, mean.topk(2).indices)
 
 
-def covariance_loss(mean: Tensor, covariance: Tensor, labels: Tensor, *, lambda_: float, gamma: float, beta: float) -> Tensor:
+def covariance_loss(mean: Tensor, pair: Tensor, labels: Tensor, *, lambda_: float, gamma: float, beta: float) -> Tensor:
     """Return the objective of radius maximisation, a scalar.
 
     CE(mu, y) + lambda_ / B * (sum over right inputs of relu(gamma - (mu_A - mu_B) / sqrt(S_AA + S_BB + 2 |S_AB|)), plus the sum
@@ -69,19 +80,16 @@ def covariance_loss(mean: Tensor, covariance: Tensor, labels: Tensor, *, lambda_
 
     Args:
         mean: (B, K) of the logits.
-        covariance: (B, K, K).
+        pair: (B, 2, 2), the covariance of the two largest.
         labels: (B,).
         lambda_: weight of the hinges.
         gamma: hinge.
         beta: inverse temperature.
     """
     values, classes = mean.topk(2)
-    rows = torch.arange(len(labels), device=labels.device)
-    best, second = classes[:, 0], classes[:, 1]
-    own, other, cross = covariance[rows, best, best], covariance[rows, second, second], covariance[rows, best, second]
-    right = best == labels
+    right = classes[:, 0] == labels
     # Chosen before the root, whose gradient is infinite at 0.
-    variance = (own + other + 2.0 * cross.abs())[right].clamp_min(torch.finfo(mean.dtype).tiny)
+    variance = (pair[:, 0, 0] + pair[:, 1, 1] + 2.0 * pair[:, 0, 1].abs())[right].clamp_min(torch.finfo(mean.dtype).tiny)
     radius = (values[:, 0] - values[:, 1])[right] / variance.sqrt()
     hinges = F.relu(gamma - radius).sum() + quantile_hinge(F.softmax(beta * mean, dim=1), labels, gamma)
     objective: Tensor = F.cross_entropy(mean, labels) + lambda_ * hinges / len(labels)
