@@ -58,7 +58,8 @@ def test_saturated_logits_hide_the_gradient_and_are_flagged(tmp_path):
     assert any("rescaled: likely gradient masking" in flag for flag in masked.flags)
 
 
-def test_an_interrupted_attack_goes_on_and_a_torn_line_is_dropped(tmp_path):
+@pytest.mark.parametrize(("kept", "resumes_at"), [(32, 32), (21, 16)])
+def test_an_interrupted_attack_goes_on_and_torn_lines_and_batches_are_dropped(tmp_path, kept, resumes_at):
     model, _, table = _linear(_images())
     whole = attack(model, table, _settings(), tmp_path / "whole")
 
@@ -73,10 +74,10 @@ def test_an_interrupted_attack_goes_on_and_a_torn_line_is_dropped(tmp_path):
         attack(model, table, _settings(), tmp_path / "cut", progress=interrupt)
     records = tmp_path / "cut" / RECORDS
     assert len(records.read_text().splitlines()) == 32
-    records.write_text(records.read_text() + '{"index": 32, "cl')
+    records.write_text("".join(records.read_text().splitlines(keepends=True)[:kept]) + '{"index": 32, "cl')
     calls = []
     resumed = attack(model, table, _settings(), tmp_path / "cut", progress=lambda done, total: calls.append(done))
-    assert calls[0] == 32
+    assert calls[0] == resumes_at
     assert resumed == whole
     assert records.read_text() == (tmp_path / "whole" / RECORDS).read_text()
     assert json.loads((tmp_path / "cut/attack.json").read_text())["result"]["images"] == 60
