@@ -57,7 +57,7 @@ _MODULES: dict[type[nn.Module], tuple[rules.Rule, tuple[str, ...], dict[str, Any
     },
 }
 
-_ORTHOGONIUM = ("orthogonium.layers.custom_activations.MaxMin",)
+_MAX_MIN = ("rsplugins.lipschitz.orthogonal.MaxMin", "orthogonium.layers.custom_activations.MaxMin")
 """Sorting pairs is a permutation on each of finitely many pieces and continuous, hence 1-Lipschitz."""
 
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -111,7 +111,7 @@ _STACKS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
 def is_known_module(module: nn.Module) -> bool:
     """Return whether a module is bounded as a whole: its forward is that of a layer with a rule."""
-    return _known_kind(module) is not None or _qualified(module) in _ORTHOGONIUM
+    return _known_kind(module) is not None or _qualified(module) in _MAX_MIN
 
 
 def _known_kind(module: nn.Module) -> type[nn.Module] | None:
@@ -160,7 +160,7 @@ def _module_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -
     out = traced.info[node].shape or ()
     if isinstance(module, Preprocess):
         return _preprocess(module, value, shape, out)
-    if _qualified(module) in _ORTHOGONIUM:
+    if _qualified(module) in _MAX_MIN:
         return value.through(1.0)
     kind = _known_kind(module)
     if kind is None:

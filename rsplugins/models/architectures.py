@@ -1,18 +1,19 @@
 """Small networks by name, for checkpoints of the zoo and of users: ``file:weights.safetensors`` with ``architecture="resnet18"``.
 
-All take normalised images and return logits; weights are random until a checkpoint is loaded.
+All take normalised images, or videos, and return logits; weights are random until a checkpoint is loaded.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsplugins.errors import ParameterError, UnknownNameError
+from rsplugins.lipschitz.orthogonal import orthogonal_network
 
 
 def digits_cnn(num_classes: int = 10, width: int = 32) -> nn.Module:
@@ -94,11 +95,63 @@ def resnet20(num_classes: int = 10, channels: int = 3, width: int = 16) -> nn.Mo
     return _ResNet((3, 3, 3), (width, 2 * width, 4 * width), num_classes, channels)
 
 
+def video_cnn(num_classes: int = 8, channels: int = 1, width: int = 12) -> nn.Module:
+    """Three strided 3D convolutions and a mean over all that is left, for videos (C, T, H, W) such as (1, 32, 16, 16).
+
+    Made to be fast on a CPU; the mean makes it blind to where in the frame something moves.
+    """
+    return nn.Sequential(
+        nn.Conv3d(channels, width, (5, 4, 4), stride=2, padding=(2, 1, 1), bias=False),
+        nn.BatchNorm3d(width),
+        nn.ReLU(),
+        nn.Conv3d(width, 2 * width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm3d(2 * width),
+        nn.ReLU(),
+        nn.Conv3d(2 * width, 4 * width, 3, stride=(2, 1, 1), padding=1, bias=False),
+        nn.BatchNorm3d(4 * width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, num_classes),
+    )
+
+
+def latent_mnist(num_classes: int = 10, width: int = 32, orthogonal: bool = False) -> nn.Module:
+    """Encoder and head for (1, 28, 28) images, children ``encoder`` and ``head``, to be smoothed between the two.
+
+    Args:
+        num_classes: K.
+        width: channels of the head.
+        orthogonal: whether the encoder is orthogonal by construction, as it is trained: needs orthogonium. The checkpoint that
+            training writes holds plain weights, for the network without.
+    """
+    return orthogonal_network("mnist", num_classes=num_classes, width=width, parametrised=orthogonal)
+
+
+def latent_cifar10(num_classes: int = 10, width: int = 128, small: bool = False, orthogonal: bool = False) -> nn.Module:
+    """Encoder and head for (3, 32, 32) images, as :func:`latent_mnist`.
+
+    Args:
+        num_classes: K.
+        width: channels of the head.
+        small: an encoder with a stride from the first layer, which a CPU trains.
+        orthogonal: see :func:`latent_mnist`.
+    """
+    size: Literal["cifar10-small", "cifar10"] = "cifar10-small" if small else "cifar10"
+    return orthogonal_network(size, num_classes=num_classes, width=width, parametrised=orthogonal)
+
+
+TRAINING_ONLY = ("orthogonal",)
+"""Arguments that say how a network is trained: its checkpoint is for the network without them."""
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": digits_cnn,
+    "latent_cifar10": latent_cifar10,
+    "latent_mnist": latent_mnist,
     "mnist_cnn": mnist_cnn,
     "resnet18": resnet18,
     "resnet20": resnet20,
+    "video_cnn": video_cnn,
 }
 """Every network of this module, by the name that manifests and ``architecture=`` use."""
 

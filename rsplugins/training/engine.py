@@ -56,8 +56,10 @@ class Engine:
         self.recipe, self.hooks, self.device, self.steps, self.ranks = recipe, hooks, device, steps, ranks or Ranks()
         self.layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if settings.channels_last else {}
         self.classifier = classifier.to(device)
-        for parameter in self.classifier.parameters():
-            parameter.data = self.arranged(parameter.data)
+        for name, parameter in self.classifier.named_parameters():
+            # A parametrisation may view its tensors as matrices, which another layout forbids.
+            if ".parametrizations." not in name:
+                parameter.data = self.arranged(parameter.data)
         self.ranks.copy_from_first(self._tensors())
         self.forward: nn.Module = torch.compile(self.classifier) if settings.compile else self.classifier  # type: ignore[assignment]
         self.optimizer = make_optimizer(recipe.optimizer, self.classifier, device)

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError, RspluginsError
+from rsplugins.lipschitz.orthogonal import plain
+from rsplugins.models import architectures
 from rsplugins.training import files
 from rsplugins.training.engine import Engine, derived_seed
 from rsplugins.training.hooks import Hooks
@@ -220,7 +223,9 @@ class Trainer:
         return self._spent + time.monotonic() - self._began
 
     def _finish(self, status: str) -> TrainingResult:
-        with self.engine.averaged() as classifier:
+        with self.engine.averaged() as averaged:
+            # Weights that are computed from others become the numbers that they are now: nothing else is stored or returned.
+            classifier = plain(averaged) if _is_parametrised(averaged) else averaged
             record = self._record(status)
             if self.ranks.is_first:
                 record["weights"] = files.save_model(self.directory, classifier.module)
@@ -232,8 +237,7 @@ class Trainer:
             with torch.no_grad():
                 for tensor, value in zip(self.engine._averaged(), self.engine.average, strict=True):
                     tensor.copy_(value)
-        self.engine.classifier.eval()
-        return TrainingResult(status, self.engine.classifier, self.directory, self._rows, record)
+        return TrainingResult(status, classifier.eval(), self.directory, self._rows, record)
 
     def _record(self, status: str) -> dict[str, Any]:
         recipe, last = self.recipe, self._rows[-1] if self._rows else {}
@@ -250,7 +254,9 @@ class Trainer:
             "versions": files.versions(),
             "architecture": {
                 "name": recipe.model.architecture,
-                "arguments": dict(recipe.model.arguments),
+                "arguments": {
+                    name: value for name, value in recipe.model.arguments.items() if name not in architectures.TRAINING_ONLY
+                },
                 "num_classes": self.train.num_classes,
             },
             "input": {
@@ -267,8 +273,6 @@ def build_classifier(recipe: Recipe, table: ImageTable, module: nn.Module | None
     """Return the recipe's network, initialised from its seed, with the normalisation inside."""
     settings = recipe.model
     if module is None:
-        from rsplugins.models import architectures
-
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed(recipe.seed))
             module = architectures.build(settings.architecture, num_classes=table.num_classes, **settings.arguments)
@@ -308,6 +312,10 @@ def accuracy(classifier: nn.Module, table: ImageTable, batch_size: int = 500) ->
         images, labels = table.take(index)
         right += (classifier(images).argmax(1) == labels).sum()
     return float(right) / len(table)
+
+
+def _is_parametrised(module: nn.Module) -> bool:
+    return any(parametrize.is_parametrized(child) for child in module.modules())
 
 
 def _some(values: Sequence[int], shown: int = 5) -> str:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CARD, CURVE = "README.md", "curve.png"
+LATENT = "latent"
+SAMPLED = ("gaussian", LATENT)
+"""Certifiers whose curves, all of l2 radii on raw pixels, stand in the figure of a data set."""
 _HEADINGS = {
     Guarantee.DETERMINISTIC: "Certified, for every input in the ball",
     Guarantee.PROBABILISTIC: "Certified, with confidence 1 - alpha for each input",
@@ -47,7 +50,10 @@ def card(manifest: Manifest, *, curve: bool) -> str:
         lines += [f"![accuracy against the radius](./{CURVE})", ""]
     if manifest.weights:
         lines += ["```python", "import rsplugins", f'classifier = rsplugins.load("zoo:{manifest.id}")', "```", ""]
-        lines += [f"    rsplugins certify --model zoo:{manifest.id} --data {manifest.recipe.data} --method gaussian", ""]
+        lines += [
+            f"    rsplugins certify --model zoo:{manifest.id} --data {manifest.recipe.data} --method {_method(manifest)}",
+            "",
+        ]
     else:
         lines += [f"**It has no weights.** {manifest.no_weights}", ""]
     lines += [*_results(manifest), *_facts(manifest)]
@@ -56,6 +62,14 @@ def card(manifest: Manifest, *, curve: bool) -> str:
         f"Written by `rsplugins zoo card`; `rsplugins zoo verify {manifest.id}` recomputes every number from `records/`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _method(manifest: Manifest) -> str:
+    """Return how the command line names the smoothing that the model is for."""
+    by = {result.certifier for result in manifest.results}
+    # The encoder-head pairs of this package; other models may have been cut anywhere.
+    is_pair = manifest.architecture.name.startswith("latent_")
+    return f"{LATENT} --set split=encoder" if is_pair and "gaussian" not in by else "gaussian"
 
 
 def _results(manifest: Manifest) -> Iterator[str]:
@@ -101,7 +115,9 @@ def _interval(result: Result) -> str:
 
 
 def _settings(result: Result) -> str:
-    found = {"sigma": result.sigma, "n": result.n, "alpha": result.alpha}
+    # The noise of `latent` is in other units than that of pixels.
+    sigma = "sigma in the latent" if result.certifier == LATENT else "sigma"
+    found = {sigma: result.sigma, "n": result.n, "alpha": result.alpha}
     return ", ".join(
         f"{key} {value:,}" if key == "n" else f"{key} {value:g}" for key, value in found.items() if value is not None
     )
@@ -209,7 +225,8 @@ def headline(results: Sequence[Result]) -> list[str]:
     lines = []
     for result in results:
         if result.metric == "acr":
-            lines.append(f"ACR {shown(result)} ({_settings(result)}, {result.images} inputs)")
+            by = "" if result.certifier == "gaussian" else f" by {result.certifier}"
+            lines.append(f"ACR {shown(result)}{by} ({_settings(result)}, {result.images} inputs)")
         elif result.metric == "certified_accuracy" and result.n is None:
             lines.append(f"{shown(result)} at {result.norm} {result.radius:.4g} by {result.certifier}, {result.images} inputs")
     return lines
@@ -230,7 +247,7 @@ def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
     """Draw the curves of all models of a data set that have l2 curves certified by sampling, in one figure."""
     from rsplugins.runs.plots import curve_figure
 
-    chosen = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method == "gaussian"]
+    chosen = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method in SAMPLED]
     if not chosen:
         return None
     figure = curve_figure([run for _, run in chosen], [manifest.id.partition(".")[2] for manifest, _ in chosen])

@@ -9,9 +9,10 @@ from torch import nn
 import rsplugins
 from rsplugins.errors import ParameterError, PluginUnavailableError
 from rsplugins.lipschitz import UnsupportedLayerError, analyse, lipschitz_bound, orthogonal_network, plain, split_at
+from rsplugins.lipschitz.orthogonal import MaxMin
 
 pytest.importorskip("orthogonium")
-SIZES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SIZES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar10-small": (3, 32, 32)}
 
 
 def encoder_bound(network, size):
@@ -59,6 +60,26 @@ def test_plain_computes_the_same_with_plain_layers():
     assert torch.allclose(network(x), frozen(x), atol=1e-6)
     assert all(type(m) is nn.Conv2d for m in frozen.modules() if isinstance(m, nn.Conv2d))
     assert not any("parametrizations" in key for key in frozen.state_dict())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_plain_network_takes_the_weights_without_orthogonium(size, monkeypatch):
+    torch.manual_seed(7)
+    frozen = plain(orthogonal_network(size, width=8))
+    monkeypatch.setattr("rsplugins.lipschitz.orthogonal._orthogonal_convolution", lambda: pytest.fail("asked for orthogonium"))
+    network = orthogonal_network(size, width=8, parametrised=False).eval()
+    network.load_state_dict(frozen.state_dict())
+    x = torch.rand(3, *SIZES[size])
+    assert torch.equal(network(x), frozen(x))
+    assert encoder_bound(network, SIZES[size]) == encoder_bound(frozen, SIZES[size])
+
+
+def test_max_min_orders_pairs_of_channels_and_keeps_their_norm():
+    x = torch.tensor([[3.0, 1.0, 2.0, 5.0]])[:, :, None, None]
+    assert MaxMin()(x).flatten().tolist() == [3.0, 5.0, 2.0, 1.0]
+    batch = torch.randn(50, 6, 4, 4)
+    assert torch.allclose(MaxMin()(batch).flatten(1).norm(dim=1), batch.flatten(1).norm(dim=1))
+    assert lipschitz_bound(rsplugins.Classifier(nn.Sequential(MaxMin(), nn.Flatten()), input_size=(4, 2, 2))) == 1.0
 
 
 def test_the_bound_is_not_assumed():
