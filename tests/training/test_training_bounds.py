@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 
 import pytest
 import torch
@@ -73,15 +74,22 @@ def test_sound_bounds_contain_samples_and_etb_of_the_absolute_value_does_not(bou
 
 
 @pytest.mark.parametrize("bound", ["etb", "sound-etb"])
-def test_leaving_out_blocks_of_convolutions_lies_between(bound):
+def test_more_kinds_of_blocks_are_tighter(bound):
     model, (images, labels) = _convolutional(), _inputs()
-    parts = {kept: Chain(model, kept).lower(images, 0.05, against(labels, 4), bound, True) for kept in (False, True)}
-    interval = Chain(model).lower(images, 0.05, against(labels, 4), "ibp", True)
-    assert interval.sum() + 0.1 < parts[False].sum()
-    assert parts[False].sum() + 0.1 < parts[True].sum()
-    if bound == "sound-etb":
-        assert (interval <= parts[False] + 1e-5).all()
-        assert (parts[False] <= parts[True] + 1e-5).all()
+    kinds = ("linear", "mixed", "all")
+    found = [Chain(model, blocks).lower(images, 0.05, against(labels, 4), bound, True) for blocks in kinds]
+    found.insert(0, Chain(model).lower(images, 0.05, against(labels, 4), "ibp", True))
+    for loose, tight in itertools.pairwise(found):
+        assert loose.sum() < tight.sum()
+        if bound == "sound-etb":
+            assert (loose <= tight + 1e-5).all()
+
+
+def test_a_network_without_such_a_block_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    with pytest.raises(ParameterError, match="no block of the kind 'linear'"):
+        make_bounder(model, torch.rand(1, 1, 6, 6), ("ibp", "etb"), blocks="linear")
+    assert make_bounder(model, torch.rand(1, 1, 6, 6), ("ibp", "etb"), blocks="mixed")
 
 
 def test_on_a_linear_model_every_bound_is_the_exact_margin():
