@@ -67,7 +67,7 @@ class Latent(Certifier[LatentParameters]):
     Raises:
         ParameterError: ``split`` is missing (listing the cuts), or the bound of the encoder is zero, infinite or NaN.
         UnsupportedLayerError: a layer of the encoder has no bound; names the nearest cut that works.
-        UsageError: the network cannot be cut there; see :func:`rsplugins.lipschitz.split_at`.
+        UsageError: the network cannot be copied, or not be cut there; see :func:`rsplugins.lipschitz.split_at`.
         ImpossibleBudgetError: unanimous votes would not give a radius above 1e-3, with the number.
     """
 
@@ -88,7 +88,11 @@ class Latent(Certifier[LatentParameters]):
         self.sampler = Sampler(self.cut.split.head, noise, classifier.num_classes, execution, device=classifier.device)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
-        """Yield votes and bounds, in the form that :func:`rsplugins.lipschitz.claims.latent` documents."""
+        """Yield votes and bounds, in the form that :func:`rsplugins.lipschitz.claims.latent` documents.
+
+        Raises:
+            UsageError: the weights have changed since the certifier was made.
+        """
         spent: dict[int, float] = {}
 
         def work() -> Iterator[tuple[int, Tensor, Program]]:
@@ -113,6 +117,7 @@ class Latent(Certifier[LatentParameters]):
 
     def _encode(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the latent (without a batch dimension) and the bounds that go into the evidence."""
+        self.analysis.check_unchanged(self.classifier)
         extra: dict[str, Any] = {"lipschitz": self.lipschitz}
         if self.cut.renormalises:
             extra["head_normalises"] = list(self.cut.renormalises)

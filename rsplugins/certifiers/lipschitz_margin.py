@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -15,7 +14,7 @@ from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.lipschitz import claims
-from rsplugins.lipschitz.analysis import analyse
+from rsplugins.lipschitz.analysis import analyse, private_copy
 from rsplugins.lipschitz.margins import MarginBounds
 
 _SLACK = 1e-9
@@ -39,6 +38,7 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
 
     Raises:
         UnsupportedLayerError: a layer has no bound.
+        UsageError: the network cannot be copied or traced.
         ParameterError: the bound is zero, infinite or NaN, or the dtype is not float32.
     """
 
@@ -52,13 +52,19 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
                 cause="they bound the network in exact arithmetic, of which bfloat16 is too coarse a copy.",
                 fix="Run this method with dtype float32.",
             )
-        self.bounds = MarginBounds(analyse(classifier))
-        self._double = copy.deepcopy(classifier).double()
+        self.analysis = analyse(classifier)
+        self.bounds = MarginBounds(self.analysis)
+        self._double = private_copy(classifier).double()
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
-        """Yield margins and bounds, in the form that :func:`rsplugins.lipschitz.claims.lipschitz_margin` documents."""
+        """Yield margins and bounds, in the form that :func:`rsplugins.lipschitz.claims.lipschitz_margin` documents.
+
+        Raises:
+            UsageError: the weights have changed since the certifier was made.
+        """
         stream = iter(inputs)
         while batch := list(islice(stream, _BATCH)):
+            self.analysis.check_unchanged(self.classifier)
             start = time.perf_counter()
             images = torch.stack([item.image for item in batch]).to(self._double.device, torch.float64)
             with torch.inference_mode():

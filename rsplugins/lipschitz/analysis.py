@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from rsplugins.classifier import Classifier
-from rsplugins.errors import UnknownNameError
+from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
 from rsplugins.lipschitz.calls import value_of
 from rsplugins.lipschitz.norms import TOLERANCE
@@ -58,6 +58,7 @@ class Analysis:
     Attributes:
         classifier: the copy that was traced.
         traced: the graph.
+        sha256: ``Classifier.fingerprint()`` of the Classifier that was analysed: whose bounds these are.
         values: by node, for nodes with a bound.
         refusals: by node: why it has none. Nodes behind one of these are in neither.
         evaluation: the constants computed so far.
@@ -65,9 +66,23 @@ class Analysis:
 
     classifier: Classifier
     traced: Traced
+    sha256: str
     values: dict[fx.Node, Value] = field(default_factory=dict)
     refusals: dict[fx.Node, str] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
+
+    def check_unchanged(self, classifier: Classifier) -> None:
+        """Check that a Classifier still has the weights that these bounds are of.
+
+        Raises:
+            UsageError: it has others.
+        """
+        if classifier.fingerprint() != self.sha256:
+            raise UsageError(
+                "The weights have changed since their Lipschitz bounds were computed; the bounds do not hold for the new ones.",
+                cause="the model was trained, loaded or moved to another dtype after the certifier was made.",
+                fix="Make the certifier again, or call rsplugins.certify, which does.",
+            )
 
     def constant(self, node: fx.Node | None = None) -> float:
         """Return an upper bound of the Lipschitz constant from the raw image to a node (the logits by default).
@@ -198,11 +213,12 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
         tolerance: relative width of the bounds of single layers.
 
     Raises:
-        UsageError: the network cannot be traced; see :func:`rsplugins.lipschitz.tracing.trace`.
+        UsageError: the network cannot be copied, or not be traced; see :func:`rsplugins.lipschitz.tracing.trace`.
     """
+    sha256 = classifier.fingerprint()
     classifier = private_copy(classifier)
     traced = trace(classifier, input_size)
-    analysis = Analysis(classifier, traced, evaluation=Evaluation(tolerance))
+    analysis = Analysis(classifier, traced, sha256, evaluation=Evaluation(tolerance))
     overwritten = overwritten_too_early(traced)
     for node in traced.graph.nodes:
         if node.op == "output" or not traced.info[node].varying:
@@ -220,12 +236,21 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
 
 
 def private_copy(classifier: Classifier) -> Classifier:
-    """Return a deep copy, or the Classifier itself where it has parts that cannot be copied."""
+    """Return a deep copy.
+
+    Raises:
+        UsageError: a part of it cannot be copied. The analysis would then run the caller's own layers, which may count or cache.
+    """
     classifier.check_ready()
     try:
         return copy.deepcopy(classifier).requires_grad_(False)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return classifier
+    except Exception as error:
+        raise UsageError(
+            f"The model cannot be copied, so its Lipschitz bounds are not computed: {type(error).__name__}: {error}",
+            cause="a layer keeps something that copy.deepcopy refuses: a lock, a file, or a tensor that has a gradient history.",
+            fix="Remove it, or give its class a __deepcopy__; weights computed by a hook can be copied after a pass under "
+            "torch.no_grad(). A certifier that needs no Lipschitz bound, such as 'gaussian', takes the model as it is.",
+        ) from error
 
 
 def lipschitz_bound(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 
 import rsplugins
 from rsplugins.certificate import Guarantee
+from rsplugins.certifier import Execution, Input
+from rsplugins.certifiers.latent import Latent, LatentParameters
+from rsplugins.certifiers.lipschitz_margin import LipschitzMargin, LipschitzMarginParameters
 from rsplugins.errors import ImpossibleBudgetError, ParameterError, RunError, UsageError
 from rsplugins.lipschitz import UnsupportedLayerError, claims, lipschitz_bound
 
@@ -117,15 +121,57 @@ def test_the_encoder_runs_once_an_input_and_the_head_n_times():
     classifier = rsplugins.wrap(module, input_size=(1, 4, 4))
     inside.batches.clear()  # of wrap()
     behind.batches.clear()
-    from rsplugins.certifier import Execution, Input
-    from rsplugins.certifiers.latent import Latent, LatentParameters
-
     certifier = Latent(classifier, LatentParameters(split="encoder", n0=20, n=500, margin=False), Execution(batch_size=64))
     assert inside.batches == behind.batches == []
     done = list(certifier.gather(Input(i, image) for i, image in enumerate(IMAGES)))
     assert inside.batches == [1] * len(IMAGES)
     assert sum(behind.batches) >= 520 * len(IMAGES)
     assert all(d.samples == 520 and d.seconds > 0 for d in done)
+
+
+class Locked(nn.Linear):
+    """Cannot be deep-copied."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("method", ["latent", "lipschitz-margin"])
+def test_a_network_that_cannot_be_copied_is_refused_with_the_reason_and_left_alone(method):
+    counted = Counted()
+    module = named(flat=nn.Flatten(), inside=counted, encoder=Locked(16, 8), head=nn.Linear(8, 3))
+    classifier = rsplugins.wrap(module, input_size=(1, 4, 4))
+    counted.batches.clear()  # of wrap()
+    settings = {"split": "encoder"} if method == "latent" else {}
+    with pytest.raises(UsageError, match=r"cannot be copied.*TypeError.*lock") as raised:
+        rsplugins.certify(classifier, IMAGES, method, **settings)
+    assert isinstance(raised.value.__cause__, TypeError)
+    assert counted.batches == []
+    classifier.module.encoder.lock = None
+    assert rsplugins.certify(classifier, IMAGES[:1], method, **settings)[0].index == 0
+
+
+@pytest.mark.parametrize("change", ["in place", "load_state_dict", "data"])
+@pytest.mark.parametrize("method", ["latent", "latent, local", "lipschitz-margin"])
+def test_weights_that_change_after_the_bounds_were_computed_are_seen(method, change):
+    classifier = rsplugins.wrap(named(flat=nn.Flatten(), encoder=nn.Linear(16, 8), head=nn.Linear(8, 3)), input_size=(1, 4, 4))
+    if method == "lipschitz-margin":
+        certifier = LipschitzMargin(classifier, LipschitzMarginParameters(), Execution())
+    else:
+        gammas = (0.1,) if "local" in method else ()
+        certifier = Latent(classifier, LatentParameters(split="encoder", n0=20, n=500, gammas=gammas), Execution())
+    assert len(list(certifier.gather([Input(0, IMAGES[0])]))) == 1
+    weight = classifier.module.encoder.weight
+    with torch.no_grad():
+        if change == "in place":
+            weight.mul_(3)
+        elif change == "data":
+            weight.data = 3 * weight
+        else:
+            classifier.module.load_state_dict({name: 3 * value for name, value in classifier.module.state_dict().items()})
+    with pytest.raises(UsageError, match="weights have changed"):
+        list(certifier.gather([Input(0, IMAGES[0])]))
 
 
 def test_normalisation_is_part_of_the_encoder():
