@@ -10,6 +10,7 @@ measured, in the time that is left. The same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from rsplugins.errors import RspluginsError
 from rsplugins.training.packing import pack
-from rsplugins.training.recipe import load_recipe, parse_overrides
+from rsplugins.training.recipe import DataSettings, load_recipe, parse_overrides
 from rsplugins.training.trainer import Trainer, TrainingResult
 
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipes = [load_recipe(path, overrides) for path in options.recipes]
     runs = options.runs or options.out / ".runs"
 
-    tables: dict[tuple[str, str, str], dict[str, Any]] = {}
+    tables: dict[DataSettings, dict[str, Any]] = {}
     trained: list[tuple[TrainingResult, Trainer]] = []
     failed = 0
     for recipe in recipes:
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         if left <= 0:
             _say(f"{recipe.name}: not begun, the time budget is spent")
             continue
-        key = (recipe.data.name, recipe.data.train, recipe.data.test)
+        key = dataclasses.replace(recipe.data, crop=0, flip=False)  # which happen after the table
         try:
             trainer = Trainer(
                 recipe, runs / recipe.name, device=options.device, data_root=options.data_root, **tables.get(key, {})

@@ -39,8 +39,9 @@ def attack(
 
     from rsplugins.models import load
     from rsplugins.training import robustness
+    from rsplugins.training.recipe import DataSettings
     from rsplugins.training.schema import read
-    from rsplugins.training.table import load_table
+    from rsplugins.training.streamed import open_table
     from rsplugins.training.trainer import choose_device
 
     plain_warnings()
@@ -49,7 +50,7 @@ def attack(
     settings = read(robustness.AttackSettings, {**values, "autoattack": chosen}, "attack")
     where = choose_device(device)
     classifier = load(model, **parse_settings(model_option or (), "--model-option")).to(where)
-    table = load_table(data, split, data_root, input_size=classifier.input_size).to(where)
+    table = open_table(DataSettings(name=data, input_size=classifier.input_size), split, data_root, where).to(where)
     result = robustness.attack(
         classifier,
         table,

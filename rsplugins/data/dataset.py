@@ -29,6 +29,8 @@ class Dataset:
         num_classes: how many classes there are; by default one more than the largest label.
         classes: their names, or None.
         input_size: shape of every image, or None when the sizes differ.
+        original: index -> the image before it was brought to ``input_size``, (C, h, w) or (C, T, h, w), for random windows in
+            training; by default what ``read`` gives.
         preparation: what was done to the stored image before it counts as raw, in words; empty when nothing was.
     """
 
@@ -42,11 +44,12 @@ class Dataset:
         num_classes: int | None = None,
         classes: Sequence[str] | None = None,
         input_size: Sequence[int] | None = None,
+        original: Callable[[int], Tensor] | None = None,
         preparation: str = "",
     ) -> None:
         self.name, self.split, self.preparation = name, split, preparation
         self.labels = np.asarray(labels, dtype=np.int64)
-        self._read = read
+        self._read, self.original = read, original or read
         self.classes = None if classes is None else tuple(classes)
         named = len(self.classes) if self.classes is not None else int(self.labels.max(initial=-1)) + 1
         self.num_classes = named if num_classes is None else num_classes

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from rsplugins.data.dataset import Dataset, data_root, not_found
 from rsplugins.data.images import class_folders, image_files, preparation, read_image
@@ -54,15 +60,22 @@ def image_dataset(
     crop: float = 1.0,
 ) -> Dataset:
     """Return a Dataset over image files with labels, prepared at ``input_size`` where it is given."""
+    # One block of bytes: a million paths as objects would be copied, a page at a time, into every process that reads them.
+    paths = np.array([os.fsencode(path) for path, _ in files], dtype=np.bytes_)
     return Dataset(
         name=name,
         split=split,
         labels=[label for _, label in files],
-        read=lambda index: read_image(files[index][0], input_size, crop),
+        read=partial(_read, paths, input_size, crop),
+        original=partial(_read, paths, input_size, None),
         classes=classes,
         input_size=input_size,
         preparation=preparation(input_size, crop),
     )
+
+
+def _read(paths: Any, input_size: Sequence[int] | None, crop: float | None, index: int) -> Tensor:
+    return read_image(Path(os.fsdecode(paths[index])), input_size, crop)
 
 
 def _find(reference: str, root: str | Path | None, split: str) -> Path:

@@ -33,14 +33,14 @@ def preparation(input_size: Sequence[int] | None, crop: float) -> str:
     return f"short side resized to {short} (bicubic), centre crop {height}x{width}, {channels} channels; unchanged at that size"
 
 
-def read_image(path: Path, input_size: Sequence[int] | None = None, crop: float = 1.0) -> Tensor:
+def read_image(path: Path, input_size: Sequence[int] | None = None, crop: float | None = 1.0) -> Tensor:
     """Read one image file as float32 (C, H, W) in [0, 1].
 
     Args:
         path: the file.
         input_size: (C, H, W): the short side is resized (bicubic, with antialiasing, back to 8 bits) to ``max(H, W) / crop``, the
             centre is cropped; C = 1 gives grey. None leaves the size, in RGB.
-        crop: side of the crop over the resized short side; 0.875 is the custom on ImageNet.
+        crop: side of the crop over the resized short side; 0.875 is the custom on ImageNet. None leaves the size as stored.
 
     Raises:
         UnreadableInputError: the file is no readable image.
@@ -52,7 +52,7 @@ def read_image(path: Path, input_size: Sequence[int] | None = None, crop: float 
         raise UnreadableInputError(
             f"{path} is not a readable image: {error}", fix="Repair the file or take it out of the folder."
         ) from error
-    if input_size is not None:
+    if input_size is not None and crop is not None:
         _, height, width = _image_size(input_size)
         image = _fit(image, height, width, crop)
     return image_tensor(image)

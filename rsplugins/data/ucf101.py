@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,21 @@ def load(
         name="ucf101" if frames == DEFAULT_FRAMES else f"ucf101:{frames}",
         split=split,
         labels=[label for _, label in files],
-        read=lambda index: read_video(files[index][0], frames, (height, width)),
+        read=partial(_read, files, frames, (height, width)),
+        original=partial(_read, files, frames, None),
         classes=classes,
         input_size=(3, frames, height, width),
         preparation=f"first {frames} frames, short side {_short_side(height, width)} (bilinear), centre crop {height}x{width}",
     )
 
 
-def read_video(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
+def read_video(path: Path, frames: int, size: tuple[int, int] | None) -> Tensor:
     """Decode the first frames of a video file with PyAV, resized and cropped.
 
     Args:
         path: the file.
         frames: T.
-        size: (H, W).
+        size: (H, W); None leaves the frames as stored.
 
     Returns:
         (3, T, H, W), float32 in [0, 1].
@@ -105,8 +107,14 @@ def read_video(path: Path, frames: int, size: tuple[int, int]) -> Tensor:
     return torch.stack(pictures, dim=1)
 
 
-def _prepare(pixels: Any, size: tuple[int, int]) -> Tensor:
+def _read(files: Sequence[tuple[Path, int]], frames: int, size: tuple[int, int] | None, index: int) -> Tensor:
+    return read_video(files[index][0], frames, size)
+
+
+def _prepare(pixels: Any, size: tuple[int, int] | None) -> Tensor:
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float()[None]
+    if size is None:
+        return picture[0] / 255
     scale = _short_side(*size) / min(picture.shape[-2:])
     target = [max(side, round(length * scale)) for side, length in zip(size, picture.shape[-2:], strict=True)]
     resized = F.interpolate(picture, size=target, mode="bilinear", antialias=True)[0]

@@ -27,6 +27,7 @@ from rsplugins.training.gairat import (
 from rsplugins.training.hooks import Batch, Geometry, Hooks, Start, TrainingHookSpecs, hookimpl
 from rsplugins.training.recipe import Recipe, load_recipe
 from rsplugins.training.smoothing import Consistency, GaussianAugmentation, LatentNoise, Macer
+from rsplugins.training.streamed import StreamedTable
 from rsplugins.training.table import ImageTable
 from rsplugins.training.trainer import Trainer, TrainingDivergedError, TrainingResult
 
@@ -57,6 +58,7 @@ __all__ = [
     "Recipe",
     "SoundEtbTraining",
     "Start",
+    "StreamedTable",
     "Trades",
     "Trainer",
     "TrainingDivergedError",

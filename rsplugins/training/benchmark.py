@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from rsplugins.training.table import as_float
 from rsplugins.training.trainer import Trainer
 
 
@@ -42,10 +42,15 @@ def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
         rounds: turns.
     """
     engine, share = trainer.engine, seconds / (2 * rounds)
-    order = trainer.order(0).to(trainer.device)
-    batch = trainer.ranks.share(order[: trainer.batch_size])
-    images = engine.arranged(as_float(trainer.train.images[batch]))
-    labels = trainer.train.labels[batch]
+    shares = trainer.shares(0)
+    pixels, labels = trainer.train.take(shares[0])
+    images, batch = engine.arranged(pixels), shares[0]
+
+    def endless() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from trainer.train.batches(shares, seed=0)
+
+    batches = endless()
 
     def bare(step: int) -> None:
         engine.classifier.train()
@@ -56,9 +61,7 @@ def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
         torch.autograd.backward(loss)
 
     def whole(step: int) -> None:
-        position = step % trainer.steps
-        index = order[position * trainer.batch_size : (position + 1) * trainer.batch_size]
-        engine.step(trainer.train, trainer.ranks.share(index), 0, position)
+        engine.step(*next(batches), 0, step % trainer.steps)
 
     for _ in range(3):  # compile, choose kernels
         bare(0)

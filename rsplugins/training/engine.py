@@ -15,7 +15,7 @@ from rsplugins.training.hooks import Batch, Hooks
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import OptimizerSettings, Recipe
 from rsplugins.training.schedule import lr_factor
-from rsplugins.training.table import ImageTable, as_float, augment
+from rsplugins.training.table import as_float, augment
 
 
 def derived_seed(*parts: int) -> int:
@@ -76,12 +76,12 @@ class Engine:
         }
         self.first_bad = torch.full((), -1, dtype=torch.long, device=self.device)
 
-    def step(self, table: ImageTable, index: Tensor, epoch: int, step: int) -> None:
-        """Make one step on the inputs at ``index``: this rank's share of the batch."""
+    def step(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> None:
+        """Make one step on images (B, C, H, W), uint8 or float32, with labels (B,): this rank's share of the batch."""
         self.seed(epoch, step)
         settings = self.recipe.data
-        images = augment(table.images[index], crop=settings.crop, flip=settings.flip, generator=self.generator)
-        self.update(self.arranged(as_float(images)), table.labels[index], epoch, step)
+        images = augment(images, crop=settings.crop, flip=settings.flip, generator=self.generator)
+        self.update(self.arranged(as_float(images)), labels, epoch, step)
 
     def arranged(self, tensor: Tensor) -> Tensor:
         """Return a tensor in the memory layout of the run."""

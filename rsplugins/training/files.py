@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rsplugins.errors import RunError
-from rsplugins.training.recipe import Recipe, to_toml
+from rsplugins.training.recipe import Recipe
 
 CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
     "checkpoint.pt",
@@ -60,8 +60,8 @@ def load_checkpoint(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise RunError(f"{path} cannot be read: {error}", fix="Delete it to start again, or choose another --out.") from error
-    if state["recipe"] != to_toml(recipe):
-        before, now = state["recipe"].splitlines(), to_toml(recipe).splitlines()
+    if state["recipe"] != recipe.identity():
+        before, now = state["recipe"].splitlines(), recipe.identity().splitlines()
         changed = [f"- {line}" for line in before if line not in now] + [f"+ {line}" for line in now if line not in before]
         raise RunError(
             f"{directory} belongs to another recipe: {'; '.join(line for line in changed if line.strip('+- '))}.",

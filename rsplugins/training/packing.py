@@ -29,7 +29,7 @@ from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
 from rsplugins.statistics import claims
 from rsplugins.training import files, robustness
 from rsplugins.training.recipe import EvaluationSettings, Recipe
-from rsplugins.training.table import ImageTable, as_float
+from rsplugins.training.table import Table
 from rsplugins.training.trainer import TrainingResult, accuracy
 
 ALPHA, N0 = 0.001, 100
@@ -38,7 +38,7 @@ LOSSLESS = 0.002
 """Accuracy that half precision may cost before float32 weights are kept."""
 
 
-def half_precision(classifier: Classifier, test: ImageTable) -> tuple[Classifier, str]:
+def half_precision(classifier: Classifier, test: Table) -> tuple[Classifier, str]:
     """Return the classifier with weights rounded to float16, and ``"float16"``; as it is, and ``"float32"``, where that costs.
 
     The weights are float32 again, with values that float16 holds: what is measured is what is stored.
@@ -61,7 +61,7 @@ def half_precision(classifier: Classifier, test: ImageTable) -> tuple[Classifier
 def pack(
     result: TrainingResult,
     recipe: Recipe,
-    test: ImageTable,
+    test: Table,
     folder: Path,
     *,
     deadline: float | None = None,
@@ -108,7 +108,7 @@ def pack(
 
 def certify(
     classifier: Classifier,
-    test: ImageTable,
+    test: Table,
     settings: EvaluationSettings,
     path: Path,
     *,
@@ -153,7 +153,7 @@ def certify(
         for index in indices[len(rows) :]:
             if deadline is not None and time.monotonic() >= deadline:
                 return
-            yield index, as_float(test.images[index]), _votes(settings.n)
+            yield index, test.take(torch.tensor([index]))[0][0], _votes(settings.n)
 
     with path.open("a", encoding="utf-8") as file:
         for gathered in sampler.run(work()):
@@ -189,7 +189,7 @@ def _votes(n: int) -> Program:
 
 
 def _attack(
-    classifier: Classifier, test: ImageTable, recipe: Recipe, records: Path, deadline: float | None, say: Callable[[str], None]
+    classifier: Classifier, test: Table, recipe: Recipe, records: Path, deadline: float | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
     settings = robustness.AttackSettings(eps=recipe.evaluation.eps or 0.0, images=recipe.evaluation.images)
     identity = {"model": recipe.name, "weights": classifier.fingerprint()}

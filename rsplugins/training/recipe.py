@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Literal
 from rsplugins.errors import ParameterError, UsageError
 from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Whole, plain, read
 
+Share = Annotated[float, Range(0.0, 1.0, open_low=True)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings(Settings):
@@ -27,6 +30,11 @@ class DataSettings(Settings):
         input_size: (C, H, W) that photographs are resized and cropped to; None takes the images as they are.
         crop: pixels of zero padding for random crops; 0 for none.
         flip: whether images are mirrored at random.
+        scale: smallest and largest share of the stored image's area that a random window takes, which is then resized to
+            ``input_size``; None for the image as it is evaluated. Windows need the stored images, so these are streamed.
+        resident: whether all images are kept in memory, on the device; False reads them as they are needed, in worker processes;
+            None (leave it out) keeps what is below 8 GB and half of the free memory. The result is the same.
+        workers: processes that read a streamed split; 0 reads in the trainer's own; None for one a core, 16 at most.
     """
 
     WHERE = "[data]"
@@ -37,6 +45,22 @@ class DataSettings(Settings):
     input_size: tuple[Count, ...] | None = None
     crop: Whole = 0
     flip: bool = False
+    scale: tuple[Share, Share] | None = None
+    resident: bool | None = None
+    workers: Whole | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale is None:
+            return
+        if self.scale[0] > self.scale[1]:
+            raise ParameterError(f"[data].scale is {list(self.scale)}.", fix="Write the smaller share first: [0.08, 1.0].")
+        if self.resident or self.input_size is None:
+            raise ParameterError(
+                f"[data].scale is {list(self.scale)} with {'resident = true' if self.resident else 'no input_size'}.",
+                cause="Random windows are cut from the stored images, of any size, and brought to input_size.",
+                fix="Give input_size, and leave resident out; or use crop, which shifts images that are resident.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +221,10 @@ class Recipe(Settings):
     def sha256(self) -> str:
         """Return the sha256 of :func:`to_toml`, the text that is kept beside the checkpoint."""
         return hashlib.sha256(to_toml(self).encode()).hexdigest()
+
+    def identity(self) -> str:
+        """Return :func:`to_toml` without what depends on the machine alone; runs of the same text may go on from each other."""
+        return to_toml(dataclasses.replace(self, data=dataclasses.replace(self.data, resident=None, workers=None)))
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:

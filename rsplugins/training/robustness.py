@@ -23,7 +23,7 @@ from rsplugins.errors import ParameterError, PluginUnavailableError, RunError
 from rsplugins.training import attacks
 from rsplugins.training.files import device_name, versions, write_atomically
 from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole
-from rsplugins.training.table import ImageTable
+from rsplugins.training.table import Table
 
 RECORDS, SUMMARY = "attacked.jsonl", "attack.json"
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -104,7 +104,7 @@ class Scaled(nn.Module):
 
 def attack(
     model: nn.Module,
-    table: ImageTable,
+    table: Table,
     settings: AttackSettings,
     out: str | Path,
     *,
@@ -234,7 +234,7 @@ def check_autoattack(settings: AttackSettings, num_classes: int) -> None:
         )
 
 
-def _autoattack(model: nn.Module, settings: AttackSettings, table: ImageTable) -> Callable[[Tensor, Tensor], Tensor]:
+def _autoattack(model: nn.Module, settings: AttackSettings, table: Table) -> Callable[[Tensor, Tensor], Tensor]:
     from rsplugins.compat import alias_autoattack
 
     check_autoattack(settings, table.num_classes)

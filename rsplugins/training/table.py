@@ -1,8 +1,11 @@
-"""Images resident on the device, and augmentation there: for small images a loader would be slower than the network."""
+"""Images resident on the device, and augmentation there: for small images a loader would be slower than the network.
+
+What does not fit into memory is read as it is needed: :mod:`rsplugins.training.streamed`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,44 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
+class Table(Protocol):
+    """Labelled images of one size, by index: what trainer, attacks and certification ask of a split."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """All labels, (N,) int64, on the device where the images arrive."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        ...
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        ...
+
+    def to(self, device: torch.device) -> Table:
+        """Return the table on a device."""
+        ...
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W), float32 in [0, 1], and labels (B,) at the indices (B,)."""
+        ...
+
+    def batches(self, indices: Iterable[Tensor], seed: int | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield images, uint8 or float32, and labels for each of the index vectors.
+
+        Args:
+            indices: (B,) each.
+            seed: of the random windows of training, where the table takes any; None for the images as they are evaluated.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ImageTable:
     """All images of a split in one tensor.
@@ -37,27 +78,12 @@ class ImageTable:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if len(self.images) == 0:
-            raise InputValueError("The split is empty.", cause="A wrong split, or a folder without images.", fix="Check [data].")
         if len(self.images) != len(self.labels):
             raise InputValueError(
                 f"There are {len(self.images)} images and {len(self.labels)} labels.", fix="Check the data set."
             )
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= self.num_classes:
-            bad = int(((self.labels < 0) | (self.labels >= self.num_classes)).nonzero()[0])
-            allowed = f"the {self.num_classes} classes 0 to {self.num_classes - 1}"
-            raise InputValueError(
-                f"Label {int(self.labels[bad])} of input {bad} lies outside {allowed}.",
-                cause="Labels counted from 1, or num_classes of another data set.",
-                fix="Number the classes from 0, or correct num_classes.",
-            )
-        if self.images.is_floating_point() and not bool(((self.images >= 0) & (self.images <= 1)).all()):
-            raise InputValueError(
-                "The images have values outside [0, 1].",
-                cause="Pixels in 0 to 255, or already normalised.",
-                fix="Give raw [0, 1] pixels; normalisation belongs to the model: [model] mean, std.",
-            )
+        check_labels(self.labels, self.num_classes)
+        check_pixels(self.images)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,6 +100,35 @@ class ImageTable:
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (B, C, H, W), float32 in [0, 1], and labels (B,) at the indices (B,)."""
         return as_float(self.images[index]), self.labels[index]
+
+    def batches(self, indices: Iterable[Tensor], seed: int | None = None) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Yield images, uint8 or float32, and labels for each of the index vectors; there are no random windows."""
+        for index in indices:
+            yield self.images[index], self.labels[index]
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse an empty split, and labels (N,) outside the classes."""
+    if len(labels) == 0:
+        raise InputValueError("The split is empty.", cause="A wrong split, or a folder without images.", fix="Check [data].")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        bad = int(((labels < 0) | (labels >= num_classes)).nonzero()[0])
+        raise InputValueError(
+            f"Label {int(labels[bad])} of input {bad} lies outside the {num_classes} classes 0 to {num_classes - 1}.",
+            cause="Labels counted from 1, or num_classes of another data set.",
+            fix="Number the classes from 0, or correct num_classes.",
+        )
+
+
+def check_pixels(images: Tensor) -> None:
+    """Refuse float images with values outside [0, 1]."""
+    if images.is_floating_point() and not bool(((images >= 0) & (images <= 1)).all()):
+        raise InputValueError(
+            "The images have values outside [0, 1].",
+            cause="Pixels in 0 to 255, or already normalised.",
+            fix="Give raw [0, 1] pixels; normalisation belongs to the model: [model] mean, std.",
+        )
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -106,26 +161,38 @@ def table_of(dataset: LabelledImages, num_classes: int, threads: int = 8) -> Ima
         InputValueError: an empty split, labels outside the classes, images of several sizes.
     """
     with ThreadPoolExecutor(threads) as pool:
-        items = list(pool.map(lambda index: _compact(dataset[index]), range(len(dataset))))
-    if not items:
-        raise InputValueError("The split is empty.", cause="A wrong split, or a folder without images.", fix="Check [data].")
-    sizes = {tuple(image.shape) for image, _ in items}
+        items = list(pool.map(lambda index: _compact_item(dataset[index]), range(len(dataset))))
+    labels = torch.tensor([label for _, label in items], dtype=torch.long)
+    check_labels(labels, num_classes)
+    return ImageTable(stack([image for image, _ in items]), labels, num_classes)
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Return compact images in one tensor: uint8 if all of them are, else float32.
+
+    Raises:
+        InputValueError: images of several sizes.
+    """
+    sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
         raise InputValueError(
             f"The images have several sizes: {', '.join('x'.join(map(str, size)) for size in sorted(sizes)[:3])}, ...",
             cause="A data set of photographs.",
-            fix="Training keeps all images in memory at one size: say [data] input_size = [3, 224, 224].",
+            fix="Training takes images of one size: say [data] input_size = [3, 224, 224].",
         )
-    dtype = torch.uint8 if all(image.dtype == torch.uint8 for image, _ in items) else torch.float32
-    images = torch.stack([image if dtype == torch.uint8 else as_float(image) for image, _ in items])
-    return ImageTable(images, torch.tensor([label for _, label in items], dtype=torch.long), num_classes)
+    levels = all(image.dtype == torch.uint8 for image in images)
+    return torch.stack([image if levels else as_float(image) for image in images])
 
 
-def _compact(item: tuple[Tensor, int]) -> tuple[Tensor, int]:
-    """Store an image as uint8 where that loses nothing."""
-    image, label = item
+def compact(image: Tensor) -> Tensor:
+    """Return an image as uint8 where that loses nothing, else as float32."""
     levels = (image * 255).round().clamp_(0, 255).to(torch.uint8)
-    return (levels if torch.equal(as_float(levels), image.float()) else image.float()), int(label)
+    return levels if torch.equal(as_float(levels), image.float()) else image.float()
+
+
+def _compact_item(item: tuple[Tensor, int]) -> tuple[Tensor, int]:
+    image, label = item
+    return compact(image), int(label)
 
 
 def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from rsplugins.training.progress import Progress
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import Recipe, to_toml
 from rsplugins.training.registry import make_hook
-from rsplugins.training.table import ImageTable, load_table
+from rsplugins.training.streamed import open_table
+from rsplugins.training.table import Table, as_float
 
 CHECK_EVERY = 50
 """Steps between looks at whether the loss is finite on a GPU, where looking waits for the device."""
@@ -80,8 +82,8 @@ class Trainer:
         *,
         device: str = "auto",
         data_root: str | Path | None = None,
-        train: ImageTable | None = None,
-        test: ImageTable | None = None,
+        train: Table | None = None,
+        test: Table | None = None,
         module: nn.Module | None = None,
         hooks: Sequence[object] | None = None,
         quiet: bool = False,
@@ -96,8 +98,8 @@ class Trainer:
             self.device = torch.device("cuda", self.ranks.local if self.device.index is None else self.device.index)
             torch.cuda.set_device(self.device)
         data = recipe.data
-        self.train = train or load_table(data.name, data.train, data_root, data.input_size)
-        self.test = test or load_table(data.name, data.test, data_root, data.input_size)
+        self.train = train or open_table(data, data.train, data_root, self.device, windows=True)
+        self.test = test or open_table(data, data.test, data_root, self.device)
         self.batch_size = min(recipe.training.batch_size, len(self.train))
         self.ranks.check_batch(self.batch_size)
         self.steps = len(self.train) // self.batch_size
@@ -141,24 +143,29 @@ class Trainer:
         generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, epoch))
         return torch.randperm(len(self.train), generator=generator)[: self.steps * self.batch_size]
 
+    def shares(self, epoch: int) -> list[Tensor]:
+        """Return this rank's indices of each step of an epoch, on the device."""
+        return [self.ranks.share(batch) for batch in torch.split(self.order(epoch).to(self.device), self.batch_size)]
+
     def _run(self, first_epoch: int, first_step: int, deadline: float | None, shown: Progress) -> str:
         saved = time.monotonic()
         for epoch in range(first_epoch, self.recipe.training.epochs):
             order = self.order(epoch)
-            index = order.to(self.device)
             began, skipped = time.monotonic(), first_step
-            for step in range(first_step, self.steps):
-                batch = index[step * self.batch_size : (step + 1) * self.batch_size]
-                self.engine.step(self.train, self.ranks.share(batch), epoch, step)
-                shown.at(epoch, step)
-                if self.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0:
-                    self._check(order, epoch)
-                    if self._is_over(deadline):
-                        self._save(epoch, step + 1, order)
-                        return "stopped"
-                    if self._is_over(saved + self.checkpoint_seconds):
-                        self._save(epoch, step + 1, order)
-                        saved = time.monotonic()
+            seed = derived_seed(self.recipe.seed, epoch)
+            # Closing ends the processes that read ahead.
+            with closing(self.train.batches(self.shares(epoch)[first_step:], seed)) as batches:
+                for step, (images, labels) in enumerate(batches, first_step):
+                    self.engine.step(images, labels, epoch, step)
+                    shown.at(epoch, step)
+                    if self.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0:
+                        self._check(order, epoch)
+                        if self._is_over(deadline):
+                            self._save(epoch, step + 1, order)
+                            return "stopped"
+                        if self._is_over(saved + self.checkpoint_seconds):
+                            self._save(epoch, step + 1, order)
+                            saved = time.monotonic()
             first_step = 0
             self._end_epoch(epoch, order, time.monotonic() - began, 1 - skipped / self.steps, shown)
             saved = time.monotonic()
@@ -211,7 +218,7 @@ class Trainer:
             self._diverged(f"A weight is not finite after epoch {epoch if not step else epoch + 1}.")
         if self.ranks.is_first:
             state = {
-                "recipe": to_toml(self.recipe),
+                "recipe": self.recipe.identity(),
                 "epoch": epoch,
                 "step": step,
                 "seconds": self._seconds(),
@@ -269,7 +276,7 @@ class Trainer:
         }
 
 
-def build_classifier(recipe: Recipe, table: ImageTable, module: nn.Module | None = None) -> Classifier:
+def build_classifier(recipe: Recipe, table: Table, module: nn.Module | None = None) -> Classifier:
     """Return the recipe's network, initialised from its seed, with the normalisation inside."""
     settings = recipe.model
     if module is None:
@@ -304,13 +311,12 @@ def choose_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def accuracy(classifier: nn.Module, table: ImageTable, batch_size: int = 500) -> float:
+def accuracy(classifier: nn.Module, table: Table, batch_size: int = 500) -> float:
     """Return the share of a table that is classified correctly, with the model as it is."""
     right = torch.zeros((), device=table.labels.device)
-    for start in range(0, len(table), batch_size):
-        index = torch.arange(start, min(start + batch_size, len(table)), device=table.labels.device)
-        images, labels = table.take(index)
-        right += (classifier(images).argmax(1) == labels).sum()
+    everything = torch.arange(len(table), device=table.labels.device)
+    for images, labels in table.batches(torch.split(everything, batch_size)):
+        right += (classifier(as_float(images)).argmax(1) == labels).sum()
     return float(right) / len(table)
 
 

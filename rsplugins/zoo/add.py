@@ -180,10 +180,10 @@ def _classifier(trained: Path, record: Mapping[str, Any]) -> Any:
 
 
 def _test_table(recipe: Any, data_root: Path | None) -> Any:
-    from rsplugins.training.table import load_table
+    from rsplugins.training.streamed import open_table
 
     try:
-        return load_table(recipe.data.name, recipe.data.test, data_root, recipe.data.input_size)
+        return open_table(recipe.data, recipe.data.test, data_root)
     except DataNotFoundError:
         return None
 
@@ -237,12 +237,12 @@ def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
     import torch
 
     from rsplugins.training import files
+    from rsplugins.training.table import as_float
 
     predicted: list[int] = []
     with torch.no_grad():
-        for start in range(0, len(table), 500):
-            images, _ = table.take(torch.arange(start, min(start + 500, len(table))))
-            predicted += classifier(images).argmax(1).tolist()
+        for images, _ in table.batches(torch.arange(len(table)).split(500)):
+            predicted += classifier(as_float(images)).argmax(1).tolist()
     head = {
         "model": {"sha256": classifier.fingerprint()},
         "data": {"reference": recipe.data.name, "split": recipe.data.test},
