@@ -74,7 +74,7 @@ class Classifier(nn.Module):
     def preprocess(self, x: Tensor) -> Tensor:
         """Return what ``module`` is given: images resized, normalised and cast."""
         if self.resize is not None and tuple(x.shape[-2:]) != self.resize:
-            x = _resize(x, self.resize)
+            x = resized(x, self.resize)
         trailing = (1,) * (x.dim() - 2)
         if self.mean is not None:
             x = x - self.mean.to(x.dtype).view(-1, *trailing)
@@ -268,7 +268,8 @@ def wrap(
     return classifier
 
 
-def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return images (B, C, H, W) or videos (B, C, T, H, W) at another (H, W), bilinear: what a Classifier does inside."""
     # Frames of a video are resized one by one: (B, C, T, H, W) -> (B, C*T, H, W) and back.
     frames = x if x.dim() == 4 else x.flatten(1, 2)
     frames = F.interpolate(frames, size=list(size), mode="bilinear", align_corners=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,17 +173,28 @@ def unsupported(module: nn.Module, example: Tensor, operators: Operators | None,
     operations = _unsupported_operations(module, example, operators)
     if not operations:
         return ParameterError(
-            f"auto-LiRPA cannot bound this model: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}",
-            cause="a layer, or an option of one, that it does not support.",
-            fix="Use Linear, Conv2d, BatchNorm2d, ReLU, AvgPool2d, Flatten and additions.",
+            f"auto-LiRPA cannot bound this model: {_said(cause)}",
+            cause="an option of a layer, or a combination of layers, that it does not support, or a fault in auto-LiRPA: no "
+            "operator was found that it does not know.",
+            fix="Try another method (ibp asks least of a layer), or build the model from Linear, Conv2d, BatchNorm2d, ReLU, "
+            "AvgPool2d, Flatten and additions.",
         )
     operation = operations[0]
     layer = _layer_of(module, example, operators, operation)
     return ParameterError(
         f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
-        cause="the operator is not in this release of auto-LiRPA, and no plugin brings it.",
+        cause=f"the operator is not in this release of auto-LiRPA, and no plugin brings it. It said: {_said(cause)}",
         fix=f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
     )
+
+
+def _said(error: BaseException) -> str:
+    """Return type and first line of an error and where it was raised: an assertion often has no text but its source."""
+    text = str(error).strip().split("\n")[0].strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    source = f": {frames[-1].line}" if frames and not text and frames[-1].line else ""
+    return f"{type(error).__name__}{': ' if text else ''}{text}{source}{place}"
 
 
 def _unsupported_operations(module: nn.Module, example: Tensor, operators: Operators | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.graph import Operators, bounded, quiet, unsupported
+from rsplugins.lirpa.resizing import View, resize_layers
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
@@ -27,7 +29,8 @@ class BoundNetwork:
     A Classifier's normalisation is not traced: the ball is mapped through it instead. Boxes map exactly. The image of an l2 or l1
     ball under a different scale for each channel lies in the ball of radius eps / min(std), which is what is bounded. This keeps
     the first layer next to the input, which is where interval bounds of l2 and l1 balls are tight, and where auto-LiRPA's
-    propagation of them is sound: it drops the ball at a subtraction.
+    propagation of them is sound: it drops the ball at a subtraction. A Classifier's resizing, for which auto-LiRPA has no bounds,
+    becomes the linear layer that it is, behind the normalisation: bilinear weights sum to 1, so the two commute.
 
     Args:
         model: a Classifier or any module from (B, ...) to (B, K), in eval mode where that matters.
@@ -47,10 +50,11 @@ class BoundNetwork:
             model = copy.deepcopy(model).to(dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
-        self._module, self._mean, self._std = _split(model, self.dtype)
+        self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
         self._operators = dict(operators or {})
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
-        self.graph = bounded(self._module, self._example, self._operators)
+        reshapes = any(isinstance(layer, View) for layer in self._module.modules())
+        self.graph = bounded(self._module, self._example, self._operators, matrices=reshapes)
         self._of_matrices: Any = None
         self._starts_affine = _starts_affine(self.graph)
 
@@ -171,14 +175,21 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(kept)
 
 
-def _split(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Tensor | None, Tensor | None]:
-    """Take a Classifier apart into its network and its normalisation; leave other modules whole."""
+def _split(
+    model: nn.Module, example: Tensor, dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, Tensor | None, Tensor | None]:
+    """Take a Classifier apart into its network, resizing included, and its normalisation; leave other modules whole."""
     from rsplugins.classifier import Classifier
 
-    if not isinstance(model, Classifier) or model.resize is not None:
+    if not isinstance(model, Classifier):
         return model, None, None
     mean, std = (None if values is None else values.to(dtype) for values in (model.mean, model.std))
-    return model.module, mean, std
+    if model.resize is None or tuple(example.shape[-2:]) == model.resize:
+        return model.module, mean, std
+    resizing = resize_layers(tuple(example.shape[1:]), model.resize).to(device, dtype)
+    network = nn.Sequential(OrderedDict([*resizing.named_children(), ("module", model.module)]))
+    network.training = model.module.training  # train() would reach the caller's layers
+    return network, mean, std
 
 
 def _starts_affine(graph: Any) -> bool:

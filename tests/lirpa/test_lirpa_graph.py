@@ -32,6 +32,27 @@ def test_unsupported_layer_is_named_with_the_nearest_supported_one(layer, named,
     with pytest.raises(ParameterError, match=named) as raised:
         bounded(module, IMAGE)
     assert nearest in str(raised.value)
+    assert "It said: " in str(raised.value)
+    assert raised.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(("words", "shown"), [((), "raise AssertionError(*words)"), (("no such shape",), "no such shape")])
+def test_a_fault_inside_auto_lirpa_is_passed_on_in_its_own_words_and_blames_no_layer(words, shown, monkeypatch):
+    network = BoundNetwork(mlp(72, 8, 3), IMAGE)
+
+    def fail(*_, **__):
+        raise AssertionError(*words)
+
+    monkeypatch.setattr(type(network.graph), "compute_bounds", fail)
+    with pytest.raises(ParameterError, match=r"cannot bound this model: AssertionError: ") as raised:
+        network.bounds(IMAGE, 0.1)
+    message = str(raised.value)
+    assert f"AssertionError: {shown} (" in message
+    assert "test_lirpa_graph.py, line" in message
+    assert "in fail" in message
+    assert "a fault in auto-LiRPA" in message
+    assert "layer '" not in message
+    assert isinstance(raised.value.__cause__, AssertionError)
 
 
 def test_every_nearest_layer_names_something_to_use():
