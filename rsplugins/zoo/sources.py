@@ -8,13 +8,19 @@ from pathlib import Path
 DATA_LICENCES = {
     "digits": "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits)",
     "moving-digits": "CC BY 4.0 (generated from UCI, Optical Recognition of Handwritten Digits)",
-    "mnist": "CC BY-SA 3.0 (LeCun, Cortes, Burges)",
+    "mnist": "CC BY-SA 3.0 as stated by Keras's documentation, MIT as stated by its Hugging Face card; its authors' (LeCun, "
+    "Cortes, Burges) own terms are unknown",
     "cifar10": "none stated by its authors (Krizhevsky 2009); JPEG-compressed copies where the id says cifar10-jpeg",
     "imagenet": "ImageNet's terms of access: non-commercial research and education",
-    "places365": "Places365's terms: non-commercial research and education",
+    "places365": "copyright of the images with their owners, as stated by the CSAILVision/places365 README; terms of use unknown",
     "ucf101": "none stated by its authors (Soomro, Zamir, Shah 2012); the clips are the uploaders'",
 }
-"""Terms of each data set, by its name."""
+"""Terms of each data set, by its name.
+
+Looked up: mnist (Keras's page of its MNIST loader, the Hugging Face card; an issue of piximi/piximi reports that the authors'
+page states none) and places365 (the README, which licenses the pretrained networks alone, as CC BY). The others are from memory:
+ask the source named before relying on one.
+"""
 
 METHOD = {
     "gaussian": "Cohen, Rosenfeld, Kolter: Certified Adversarial Robustness via Randomized Smoothing (ICML 2019)",
