@@ -48,6 +48,20 @@ def mnist_cnn(num_classes: int = 10, width: int = 16) -> nn.Module:
     )
 
 
+def mnist_small(num_classes: int = 10, width: int = 16) -> nn.Module:
+    """Two convolutions and two linear layers for (1, 28, 28) images: the small network of Gowal et al. (2019) and of ETB."""
+    return nn.Sequential(
+        nn.Conv2d(1, width, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 100, 100),
+        nn.ReLU(),
+        nn.Linear(100, num_classes),
+    )
+
+
 class _BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -149,6 +163,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "latent_cifar10": latent_cifar10,
     "latent_mnist": latent_mnist,
     "mnist_cnn": mnist_cnn,
+    "mnist_small": mnist_small,
     "resnet18": resnet18,
     "resnet20": resnet20,
     "video_cnn": video_cnn,
