@@ -71,5 +71,5 @@ def _benchmark(recipe: object, device: str, data_root: Path | None) -> None:
         speed = measure(Trainer(recipe, folder, device=device, data_root=data_root, quiet=True))
     print(  # noqa: T201
         f"{recipe.name}: forward-backward limit {speed.limit:,.0f} images/s, trainer {speed.trainer:,.0f} images/s, "
-        f"ratio {speed.ratio:.3f}"
+        f"ratio {speed.ratio:.3f}, {speed.epoch:.1f} s an epoch"
     )

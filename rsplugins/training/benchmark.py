@@ -20,15 +20,22 @@ class Speed:
     Attributes:
         limit: forward and backward pass of the cross-entropy on one resident batch, nothing else.
         trainer: whole steps of the trainer: shuffling, augmentation, hooks, optimizer, averaging, sums.
+        images: in an epoch.
     """
 
     limit: float
     trainer: float
+    images: int
 
     @property
     def ratio(self) -> float:
         """The share of the limit that the trainer reaches."""
         return self.trainer / self.limit
+
+    @property
+    def epoch(self) -> float:
+        """Seconds an epoch, without the measurements after it."""
+        return self.images / self.trainer
 
 
 def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
@@ -42,6 +49,8 @@ def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
         rounds: turns.
     """
     engine, share = trainer.engine, seconds / (2 * rounds)
+    # In the last epoch every burn-in, warmup and ramp is over: the most that a step costs.
+    last = trainer.recipe.training.epochs - 1
     shares = trainer.shares(0)
     pixels, labels = trainer.train.take(shares[0])
     images, batch = engine.arranged(pixels), shares[0]
@@ -61,7 +70,7 @@ def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
         torch.autograd.backward(loss)
 
     def whole(step: int) -> None:
-        engine.step(*next(batches), 0, step % trainer.steps)
+        engine.step(*next(batches), last, step % trainer.steps)
 
     for _ in range(3):  # compile, choose kernels
         bare(0)
@@ -70,7 +79,8 @@ def measure(trainer: Trainer, seconds: float = 10.0, rounds: int = 4) -> Speed:
     for _ in range(rounds):
         limits.append(_rate(bare, share, trainer.device))
         speeds.append(_rate(whole, share, trainer.device))
-    return Speed(limit=max(limits) * len(batch), trainer=max(speeds) * len(batch))
+    size = len(batch)
+    return Speed(limit=max(limits) * size, trainer=max(speeds) * size, images=trainer.steps * size)
 
 
 def _rate(step: Callable[[int], None], seconds: float, device: torch.device) -> float:
