@@ -7,7 +7,11 @@ network with equal n, and compared with N / (e + N (1 - e)), where e is the enco
     python examples/latent_smoothing.py mnist --data-root DATA
     python examples/latent_smoothing.py cifar10 --data folder:CIFAR/test --train folder:CIFAR/train
 
-Needs `pip install 'rsplugins[orthogonal]'`. A few minutes on a CPU; the numbers are those of small networks.
+or, with networks that are trained already (any two that can be cut at `encoder`), without training:
+
+    python examples/latent_smoothing.py cifar10 --data folder:CIFAR/test --models zoo:INPUT-NOISE zoo:LATENT-NOISE
+
+Training needs `pip install 'rsplugins[orthogonal]'`. A few minutes on a CPU; the numbers are those of small networks.
 """
 
 from __future__ import annotations
@@ -88,12 +92,26 @@ def row(name: str, certificates: list[rsplugins.Certificate], labels: Tensor) ->
     return f"| {name} | {shares} | {acr:.3f} | {seconds:.4f} |"
 
 
+def trained(options: argparse.Namespace, test: str, input_size: torch.Size) -> dict[str, rsplugins.Classifier]:
+    """Train the two networks."""
+    split = "test" if options.train else "train"  # a folder has no splits: it is one
+    images, labels = stacked(options.train or test, split, options.data_root, options.train_images)
+    made = {}
+    for where in ("input", "latent"):
+        network = train(
+            options.size, images, labels, where=where, sigma=options.sigma, epochs=options.epochs, width=options.width
+        )
+        made[where] = rsplugins.wrap(network, input_size=input_size)
+    return made
+
+
 def main() -> None:
     """Train, certify and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size", choices=("mnist", "cifar10"))
     parser.add_argument("--data", help="data reference of the test images; the size's own when left out")
     parser.add_argument("--train", help="data reference of the training images; that of --data when left out")
+    parser.add_argument("--models", nargs=2, metavar=("INPUT", "LATENT"), help="trained with noise on the image, on the latent")
     parser.add_argument("--data-root")
     parser.add_argument("--sigma", type=float, default=0.25)
     parser.add_argument("--epochs", type=int, default=2)
@@ -103,16 +121,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     options = parser.parse_args()
     test = options.data or options.size
-    split = "test" if options.train else "train"  # a folder has no splits: it is one
-    images, labels = stacked(options.train or test, split, options.data_root, options.train_images)
     x, y = stacked(test, "test", options.data_root, options.images)
-
-    made = {}
-    for where in ("input", "latent"):
-        network = train(
-            options.size, images, labels, where=where, sigma=options.sigma, epochs=options.epochs, width=options.width
-        )
-        made[where] = rsplugins.wrap(network, input_size=x.shape[1:])
+    if options.models:
+        made = dict(zip(("input", "latent"), map(rsplugins.load, options.models), strict=True))
+    else:
+        made = trained(options, test, x.shape[1:])
     settings = {"sigma": options.sigma, "n0": 100, "n": options.n, "alpha": 0.001, "batch_size": 256}
     latent = {"split": "encoder", "margin": False, **settings}
     rows = [
