@@ -6,6 +6,7 @@ EMPIRICAL: an attack that fails proves nothing. None of these numbers may stand 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
 import importlib.util
 import inspect
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from rsplugins.certificate import Guarantee
 from rsplugins.errors import ParameterError, PluginUnavailableError, RunError
+from rsplugins.sampling.tuning import prefers_channels_last
 from rsplugins.training import attacks
 from rsplugins.training.files import device_name, versions, write_atomically
 from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole
@@ -131,7 +133,7 @@ def attack(
     directory.mkdir(parents=True, exist_ok=True)
     header = json.loads(json.dumps({**asdict(settings), "images": total, **(identity or {})}, default=str))
     rows = _resume(directory, header)
-    model.eval()
+    model = _for_gradients(model.eval())
     auto = _autoattack(model, settings, table) if settings.autoattack and len(rows) < total else None
     with (directory / RECORDS).open("a", encoding="utf-8") as file:
         for start in range(len(rows), total, settings.batch_size):
@@ -149,6 +151,18 @@ def attack(
     about = {"settings": header, "ran": ran, "result": asdict(result)}
     write_atomically(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def _for_gradients(model: nn.Module) -> nn.Module:
+    """Return a copy that is attacked faster: no gradients of weights, channels-last convolutions; up to twice as fast."""
+    try:
+        copied = copy.deepcopy(model)
+    except Exception:  # a part cannot be copied: the model is attacked as it is
+        return model
+    copied.requires_grad_(False)
+    if prefers_channels_last(copied):
+        copied.to(memory_format=torch.channels_last)
+    return copied
 
 
 def _attack_versions() -> dict[str, str]:
