@@ -62,6 +62,29 @@ def mnist_small(num_classes: int = 10, width: int = 16) -> nn.Module:
     )
 
 
+def cifar_medium(num_classes: int = 10, width: int = 32) -> nn.Module:
+    """Four convolutions and three linear layers for (3, 32, 32) images: the medium network of Gowal et al. (2019) and of ETB.
+
+    A chain without batch normalisation, as training with bounds and with propagated covariances wants it.
+    """
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 4, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, 2 * width, 4, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 25, 512),
+        nn.ReLU(),
+        nn.Linear(512, 512),
+        nn.ReLU(),
+        nn.Linear(512, num_classes),
+    )
+
+
 class _BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -159,6 +182,7 @@ TRAINING_ONLY = ("orthogonal",)
 """Arguments that say how a network is trained: its checkpoint is for the network without them."""
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "cifar_medium": cifar_medium,
     "digits_cnn": digits_cnn,
     "latent_cifar10": latent_cifar10,
     "latent_mnist": latent_mnist,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,26 @@ from rsplugins.training.trainer import build_classifier
 ZOO = Path(__file__).parents[2] / "zoo"
 SIZES = {"mnist": (1, 28, 28), "digits": (1, 8, 8), "folder:cifar10": (3, 32, 32), "moving-digits": (1, 32, 16, 16)}
 RECIPES = sorted((ZOO / "recipes").glob("*.toml"))
+
+
+SMALL = [path for path in RECIPES if path.stem.startswith(("cifar-medium", "digits", "mnist"))]
+
+
+@pytest.mark.parametrize("path", SMALL, ids=[path.stem for path in SMALL])
+def test_a_step_of_the_last_epoch_has_a_finite_loss(tmp_path, path):
+    """In the last epoch, where every burn-in, warmup and ramp is over."""
+    found = load_recipe(path)
+    if "covariance" in found.name and importlib.util.find_spec("auto_LiRPA") is None:
+        pytest.skip("auto-LiRPA is not installed")
+    generator = torch.Generator().manual_seed(0)
+    data = ImageTable(torch.rand(4, *SIZES[found.data.name], generator=generator), torch.arange(4), 10)
+    trainer = Trainer(found, tmp_path, device="cpu", train=data, test=data, quiet=True)
+    before = [parameter.clone() for parameter in trainer.engine.classifier.parameters()]
+    trainer.engine.step(data.images, data.labels, found.training.epochs - 1, 0)
+    assert math.isfinite(trainer.engine.numbers()["loss"])
+    after = list(trainer.engine.classifier.parameters())
+    assert trainer.engine.is_finite()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def _model(seed=0):
