@@ -297,3 +297,19 @@ def test_weights_without_an_attack_are_refused():
     images, labels = batch()
     with pytest.raises(ParameterError, match="no hook of this run attacks"):
         Hooks(GeometryWeights()).training_loss(small_net(), images, labels, epoch=0)
+
+
+@pytest.mark.parametrize("kind", [AdversarialTraining, Gairat, Trades])
+def test_ramp_grows_the_ball_and_the_step_together(kind):
+    model, (images, labels) = small_net(), batch(12)
+    reach = {}
+    for progress in (0.0, 0.5, 1.0, 2.0, 7.0):
+        step = Batch(model, images, labels, int(progress), 8, torch.Generator().manual_seed(0), progress)
+        Hooks(kind(eps=0.1, step_size=0.1, steps=2, ramp=2.0), epochs=8).run(step)
+        reach[progress] = float((step.perturbed - images).abs().max())
+    full = Batch(model, images, labels, 7, 8, torch.Generator().manual_seed(0), 7.0)
+    Hooks(kind(eps=0.1, step_size=0.1, steps=2), epochs=8).run(full)
+    assert reach[0.0] < 1e-3
+    assert reach[0.5] == pytest.approx(0.025, rel=1e-3)
+    assert reach[1.0] == pytest.approx(0.05, rel=1e-3)
+    assert reach[2.0] == reach[7.0] == float((full.perturbed - images).abs().max()) == pytest.approx(0.1, rel=1e-3)
