@@ -55,8 +55,7 @@ def split_at(classifier: Classifier, layer: str, input_size: tuple[int, ...] | N
     Args:
         classifier: in eval mode; its weights are shared, not copied.
         layer: path of the layer whose output is the latent, as ``classifier.module.named_modules()`` has it; ``"preprocess"``
-        cuts
-            behind the normalisation.
+            cuts behind the normalisation.
         input_size: shape of one raw image; taken from the Classifier when left out.
 
     Returns:
