@@ -6,6 +6,8 @@ import ast
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,11 @@ def test_every_certifier_has_a_page_of_its_method(name):
     headed = [path for path, text in pages.items() if re.search(rf"^#+ .*(?<![\w-]){re.escape(name)}(?![\w-])", text, re.M)]
     named = [path for path, text in pages.items() if re.search(rf"`{re.escape(name)}`", text)]
     assert headed or named, f"no page under docs/ is about {name}"
+
+
+def test_the_measured_tables_are_those_of_the_zoo():
+    script = DOCS.parent / "zoo" / "tables.py"
+    printed = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout.split("\n")
+    page = (DOCS / "methods" / "training.md").read_text().splitlines()
+    assert sum("-v1`" in line for line in printed) >= 6
+    assert [line for line in printed if line and line not in page] == []
