@@ -241,7 +241,7 @@ def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
 
     predicted: list[int] = []
     with torch.no_grad():
-        for images, _ in table.batches(torch.arange(len(table)).split(500)):
+        for images, _ in table.batches(torch.split(torch.arange(len(table)), 500)):
             predicted += classifier(as_float(images)).argmax(1).tolist()
     head = {
         "model": {"sha256": classifier.fingerprint()},

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsplugins.certificate import Guarantee
+from rsplugins.certificate import Guarantee, Norm
 from rsplugins.runs.files import write_whole
 from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests
@@ -50,10 +50,7 @@ def card(manifest: Manifest, *, curve: bool) -> str:
         lines += [f"![accuracy against the radius](./{CURVE})", ""]
     if manifest.weights:
         lines += ["```python", "import rsplugins", f'classifier = rsplugins.load("zoo:{manifest.id}")', "```", ""]
-        lines += [
-            f"    rsplugins certify --model zoo:{manifest.id} --data {manifest.recipe.data} --method {_method(manifest)}",
-            "",
-        ]
+        lines += [f"    {_command(manifest)}", ""]
     else:
         lines += [f"**It has no weights.** {manifest.no_weights}", ""]
     lines += [*_results(manifest), *_facts(manifest)]
@@ -64,12 +61,19 @@ def card(manifest: Manifest, *, curve: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _method(manifest: Manifest) -> str:
-    """Return how the command line names the smoothing that the model is for."""
-    by = {result.certifier for result in manifest.results}
+def _command(manifest: Manifest) -> str:
+    """Return the command that checks what the model is for, by the evidence that it comes with: a certificate or an attack."""
+    options = f"--model zoo:{manifest.id} --data {manifest.recipe.data}"
+    certified = {result.certifier: result for result in manifest.results if result.guarantee and result.guarantee.certifies}
+    bounded = next((result for result in certified.values() if result.norm is Norm.LINF), None)
+    attacked = next((result for result in manifest.results if result.metric == "accuracy_under_attack"), None)
+    if bounded is not None:
+        return f"rsplugins certify {options} --method {bounded.certifier} --set eps={bounded.radius:g}"
+    if attacked is not None and not certified:
+        return f"rsplugins attack {options} --eps {attacked.radius:g} --out attacked"
     # The encoder-head pairs of this package; other models may have been cut anywhere.
-    is_pair = manifest.architecture.name.startswith("latent_")
-    return f"{LATENT} --set split=encoder" if is_pair and "gaussian" not in by else "gaussian"
+    is_latent = manifest.architecture.name.startswith("latent_") and "gaussian" not in certified
+    return f"rsplugins certify {options} --method {f'{LATENT} --set split=encoder' if is_latent else 'gaussian'}"
 
 
 def _results(manifest: Manifest) -> Iterator[str]:

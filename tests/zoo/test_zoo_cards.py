@@ -68,6 +68,25 @@ def test_estimates_and_attacks_never_stand_under_a_certified_heading():
     assert cards.headline(made) == ["70.00 % at linf 0.1 by ibp, 10 inputs"]
 
 
+def test_the_command_on_a_card_is_one_for_what_the_model_is_for():
+    shared = {"images": 10, "data": "digits", "split": "test", "norm": "linf", "records": "x", "records_sha256": "0" * 64}
+    bound = manifest.Result(
+        metric="certified_accuracy", value=0.7, guarantee="deterministic", certifier="ibp", radius=0.3, **shared
+    )
+    attack = manifest.Result(
+        metric="accuracy_under_attack", value=0.8, guarantee="empirical", certifier="PGD-20", radius=0.3, **shared
+    )
+
+    def command(*results):
+        text = cards.card(MODELS[DEFAULT_MODEL].model_copy(update={"results": results}), curve=False)
+        return next(line.strip() for line in text.splitlines() if line.startswith("    rsplugins"))
+
+    model = f"--model zoo:{DEFAULT_MODEL} --data digits"
+    assert command(attack) == f"rsplugins attack {model} --eps 0.3 --out attacked"
+    assert command(attack, bound) == f"rsplugins certify {model} --method ibp --set eps=0.3"
+    assert command(*MODELS[DEFAULT_MODEL].results) == f"rsplugins certify {model} --method gaussian"
+
+
 def test_numbers_are_printed_rounded_down():
     shared = {"images": 3, "data": "d", "split": "test", "records": "x", "records_sha256": "0" * 64}
     assert cards.shown(manifest.Result(metric="acr", value=0.56949, **shared)) == "0.5694"
