@@ -12,7 +12,17 @@ from rsplugins.errors import CheckpointError, ParameterError, RspluginsWarning, 
 from rsplugins.models import checkpoint
 from rsplugins.models.architectures import ARCHITECTURES, build, digits_cnn
 
-SIZES = {"digits_cnn": (1, 8, 8), "mnist_cnn": (1, 28, 28), "resnet18": (3, 32, 32), "resnet20": (3, 32, 32)}
+SIZES = {
+    "cifar_medium": (3, 32, 32),
+    "digits_cnn": (1, 8, 8),
+    "latent_cifar10": (3, 32, 32),
+    "latent_mnist": (1, 28, 28),
+    "mnist_cnn": (1, 28, 28),
+    "mnist_small": (1, 28, 28),
+    "resnet18": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+    "video_cnn": (1, 32, 16, 16),
+}
 
 
 @pytest.fixture
