@@ -3,7 +3,8 @@
     python zoo/train_all.py zoo/recipes/*.cifar10-jpeg-*.toml --out OUT --time-budget 9 --data-root data
 
 Each model gets OUT/NAME/ with weights, recipe, curves and the records behind every number, small enough to carry home, where
-`rsplugins zoo add OUT/NAME` makes the zoo's folder of it. All models are trained first, in the order given; then all are
+`rsplugins zoo add OUT/NAME` makes the zoo's folder of it. Nothing has to be installed: the checkout's own package is used
+where there is no other. All models are trained first, in the order given; then all are
 measured, in the time that is left. The same command goes on where it stopped.
 """
 
@@ -11,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+if importlib.util.find_spec("rsplugins") is None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rsplugins.errors import RspluginsError
 from rsplugins.training.packing import pack

@@ -28,7 +28,8 @@ KINDS = (*(descriptor.kind for descriptor in RETURNS.values()), Descriptor.kind)
 class Host:
     """All installed plugins, admitted one by one.
 
-    Plugins are the entry points of the group ``rsplugins``. Each is imported, checked and asked for its descriptors on its own;
+    Plugins are the entry points of the group ``rsplugins``, and the built-in one also where a checkout runs without being
+    installed. Each is imported, checked and asked for its descriptors on its own;
     one that fails is unregistered again, is listed as failed, and is one :class:`RspluginsWarning`.
 
     Two distributions that claim the same name of the same kind make that name unusable until one of them goes, and the error
@@ -146,7 +147,10 @@ def get_host() -> Host:
 
 def _installed(only: Collection[str]) -> list[tuple[EntryPoint, str, str]]:
     """Return (entry point, distribution, version) of the plugins to load, the built-in one first."""
-    points = importlib.metadata.entry_points(group=GROUP)
+    points = list(importlib.metadata.entry_points(group=GROUP))
+    if not any(point.value == BUILTIN for point in points):
+        # Run from a checkout on a machine where nothing can be installed, as a lent GPU machine is.
+        points.append(EntryPoint(name="rsplugins", value=BUILTIN, group=GROUP))
     known = sorted({point.name for point in points})
     for name in only:
         if name not in known:
