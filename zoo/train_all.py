@@ -4,8 +4,8 @@
 
 Each model gets OUT/NAME/ with weights, recipe, curves and the records behind every number, small enough to carry home, where
 `rsplugins zoo add OUT/NAME` makes the zoo's folder of it. Nothing has to be installed: the checkout's own package is used
-where there is no other. All models are trained first, in the order given; then all are
-measured, in the time that is left. The same command goes on where it stopped.
+where there is no other, and only recipes with an orthogonal encoder need a package beside it (orthogonium). All models are
+trained first, in the order given; then all are measured, in the time that is left. The same command goes on where it stopped.
 """
 
 from __future__ import annotations

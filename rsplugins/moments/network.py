@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,38 @@ class LogitGaussian(NamedTuple):
     covariance: Tensor
 
 
+class Propagation(ABC):
+    """What becomes of N(x, sigma^2 I) in a model, however its layers are found."""
+
+    def propagate(self, images: Tensor, sigma: float, representation: Representation) -> LogitGaussian:
+        """Propagate N(x, sigma^2 I) for every image x.
+
+        Args:
+            images: (B, ...), raw pixels.
+            sigma: standard deviation, > 0.
+            representation: a new one, such as ``Full()``, ``Channel()`` or ``LowRank()``.
+
+        Raises:
+            ParameterError: sigma is not above 0.
+            OutputValueError: moments that are not finite.
+        """
+        found = LogitGaussian(*representation.output(self.walk(images, sigma, representation)))
+        if not bool(found.mean.isfinite().all() and found.covariance.isfinite().all()):
+            raise OutputValueError(
+                "The propagated moments are not finite.",
+                cause="weights or activations so large that their squares overflow.",
+                fix="Propagate in float64 (dtype=torch.float64).",
+            )
+        return found
+
+    @abstractmethod
+    def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
+        """As :meth:`propagate`, without the last step: return the name under which the representation knows the logits.
+
+        Nothing here waits for the device, for those who propagate at every step of a training.
+        """
+
+
 class _Step(NamedTuple):
     node: Any
     sources: tuple[str, ...]
@@ -39,7 +72,7 @@ class _Step(NamedTuple):
     fused: bool
 
 
-class MomentNetwork:
+class MomentNetwork(Propagation):
     """A model, traced once, that answers "what becomes of N(x, sigma^2 I)?".
 
     A Classifier is traced whole, its normalisation included, so sigma is in raw pixels. The trace shares the model's parameters:
@@ -98,32 +131,8 @@ class MomentNetwork:
         """How many numbers one input holds."""
         return self._size(self._graph[self._root])
 
-    def propagate(self, images: Tensor, sigma: float, representation: Representation) -> LogitGaussian:
-        """Propagate N(x, sigma^2 I) for every image x.
-
-        Args:
-            images: (B, ...), raw pixels.
-            sigma: standard deviation, > 0.
-            representation: a new one, such as ``Full()``, ``Channel()`` or ``LowRank()``.
-
-        Raises:
-            ParameterError: sigma is not above 0.
-            OutputValueError: moments that are not finite.
-        """
-        found = LogitGaussian(*representation.output(self.walk(images, sigma, representation)))
-        if not bool(found.mean.isfinite().all() and found.covariance.isfinite().all()):
-            raise OutputValueError(
-                "The propagated moments are not finite.",
-                cause="weights or activations so large that their squares overflow.",
-                fix="Propagate in float64 (dtype=torch.float64).",
-            )
-        return found
-
     def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
-        """As :meth:`propagate`, without the last step: return the name under which the representation knows the logits.
-
-        Nothing here waits for the device, for those who propagate at every step of a training.
-        """
+        """See :meth:`Propagation.walk`."""
         check_sigma(sigma)
         images = images.to(self.device, self.dtype)
         self._run(images)

@@ -7,7 +7,7 @@ does no harm. A subclass inherits no rule (BoundAtan derives from BoundTanh).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rsplugins.errors import ParameterError
 from rsplugins.moments.activations import Activation, LeakyRelu
-from rsplugins.moments.operations import Combination, Concatenation, Elementwise, Linear, Maximum, Operation
+from rsplugins.moments.operations import Combination, Concatenation, Elementwise, Linear, Map, Maximum, Operation
 
 
 @dataclass(frozen=True)
@@ -56,28 +56,40 @@ Rule: TypeAlias = Callable[[Site], Operation]
 
 
 def convolution(site: Site) -> Linear:
-    """A convolution in one or two dimensions with padding, stride, dilation and groups.
+    """A convolution in one or two dimensions; see :func:`convolved`."""
+    node = site.node
+    bias = site.values[2] if len(site.values) > 2 else None
+    return convolved(site.constant(1), bias, node.stride, node.padding, node.dilation, node.groups)
+
+
+def convolved(
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Linear:
+    """Return a convolution with weights (O, I / groups, *kernel) in one or two dimensions.
 
     The covariance of an output position when input positions are independent is the sum over the taps of W_t S W_t^T (Zhen,
     Chakraborty, Singh, CVPR 2021); exact where the window does not touch the padding.
     """
-    node, weight = site.node, site.constant(1)
     run: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-    options = (node.stride, node.padding, node.dilation, node.groups)
-    bias = site.values[2] if len(site.values) > 2 else None
+    options = (stride, padding, dilation, groups)
     offset: Tensor | float = 0.0 if bias is None else bias.view(1, -1, *(1,) * (weight.dim() - 2))
 
     def matrices() -> Tensor:
-        blocks = weight.flatten(2).chunk(node.groups, 0)
+        blocks = weight.flatten(2).chunk(groups, 0)
         outputs, inputs, taps = blocks[0].shape
-        dense = weight.new_zeros(taps, outputs * node.groups, inputs * node.groups)
+        dense = weight.new_zeros(taps, outputs * groups, inputs * groups)
         for group, block in enumerate(blocks):
             dense[:, group * outputs : (group + 1) * outputs, group * inputs : (group + 1) * inputs] = block.permute(2, 0, 1)
         return dense
 
     def aligned(rows: Tensor) -> Tensor:
         sizes = weight.shape[2:]
-        at = [padding // dilation for padding, dilation in zip(node.padding, node.dilation, strict=True)]
+        at = [around // step for around, step in zip(padding, dilation, strict=True)]
         if any(place >= size for place, size in zip(at, sizes, strict=True)):
             return torch.zeros(len(rows), weight.shape[0], rows.shape[-1], dtype=rows.dtype, device=rows.device)
         tap = at[0] if len(at) == 1 else at[0] * sizes[1] + at[1]
@@ -94,10 +106,14 @@ def convolution(site: Site) -> Linear:
 
 
 def dense(site: Site) -> Linear:
-    """A matrix product with a constant; after flattening it sums over the positions of every channel."""
+    """A matrix product with a constant; see :func:`multiplied`."""
     node = site.node
     one, weight, bias = node._preprocess(torch.ones(1, 1), site.constant(1), site.values[2] if len(site.values) > 2 else None)
-    weight = weight * one.to(weight).reshape(())
+    return multiplied(weight * one.to(weight).reshape(()), bias)
+
+
+def multiplied(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Return a linear layer with weights (O, I); after flattening it sums over the positions of every channel."""
 
     def mixing(covariance: Tensor) -> Tensor:
         return _summed(weight.view(len(weight), covariance.shape[-1], -1).permute(2, 0, 1), covariance)
@@ -213,18 +229,19 @@ def negation(site: Site) -> Linear:
 
 
 def rearrangement(site: Site) -> Linear:
-    """Flatten, reshape, squeeze, unsqueeze, casts: the same numbers in another shape."""
+    """Flatten, reshape, squeeze, unsqueeze, casts; see :func:`rearranged`."""
     shape = site.after
+    # Only where the channels stay the leading dimension do (C, C) covariances mean the same afterwards.
+    return rearranged(lambda x: x.reshape(-1, *shape), by_channel=len(shape) == 1 or shape[0] == site.before[0])
 
-    def apply(x: Tensor) -> Tensor:
-        return x.reshape(-1, *shape)
+
+def rearranged(apply: Map, *, by_channel: bool = True) -> Linear:
+    """Return the map to the same numbers in another shape; ``by_channel`` when the features of a channel stay side by side."""
 
     def keep(x: Tensor) -> Tensor:
         return x
 
-    # Only where the channels stay the leading dimension do (C, C) covariances mean the same afterwards.
-    same = len(shape) == 1 or shape[0] == site.before[0]
-    return Linear(apply, apply, mixing=keep if same else None, aligned=keep if same else None, pointwise=True)
+    return Linear(apply, apply, mixing=keep if by_channel else None, aligned=keep if by_channel else None, pointwise=True)
 
 
 def mean_pooling(site: Site) -> Linear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -13,13 +13,17 @@ from rsplugins.training.hooks import Batch, hookimpl
 from rsplugins.training.schema import NonNegative, Positive, Whole
 from rsplugins.training.smoothing import GaussianAugmentation, quantile_hinge
 
+if TYPE_CHECKING:
+    from rsplugins.moments.network import Propagation
+
 
 @dataclass(kw_only=True, eq=False)
 class CovarianceTraining(GaussianAugmentation):
     """Cross-entropy of the propagated mean plus two hinges on the radius, with one propagation in place of many samples.
 
     As in the released code one noise draw is added to the image as well. What is maximised is an estimate: certify with
-    ``--method gaussian`` afterwards. Needs auto-LiRPA, and a network without batch normalisation in training mode.
+    ``--method gaussian`` afterwards. A chain of convolutions, linear layers and ReLUs needs nothing else; other networks need
+    auto-LiRPA, and no batch normalisation in training mode.
 
     Attributes:
         lambda_: weight of the hinges; 0.5 was the best of the paper's ablation.
@@ -42,7 +46,7 @@ class CovarianceTraining(GaussianAugmentation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._network: Any = None
+        self._network: Propagation | None = None
 
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
@@ -58,10 +62,11 @@ class CovarianceTraining(GaussianAugmentation):
 
     def _propagate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the means (B, K), and the covariances (B, 2, 2) of the two largest."""
-        from rsplugins.moments import Full, MomentNetwork, Pairs
+        from rsplugins.moments import Full, Pairs
+        from rsplugins.moments.chain import propagation
 
         if self._network is None:
-            self._network = MomentNetwork(getattr(batch.model, "_orig_mod", batch.model), batch.images)
+            self._network = propagation(getattr(batch.model, "_orig_mod", batch.model), batch.images)
         if self.representation == "full":
             mean, covariance = self._network.propagate(batch.perturbed, self.sigma, Full())
             classes, rows = mean.topk(2).indices, torch.arange(len(mean), device=mean.device)[:, None, None]

@@ -7,15 +7,15 @@ Training bounds are never certificates: certify with ``--method ibp`` or ``crown
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
+from rsplugins.lirpa.chain import leaves, normalisation, stray
 from rsplugins.lirpa.rows import Ball, Convolution, Dense, Layer, deviation
 
 Bound = Literal["ibp", "etb", "sound-etb"]
@@ -46,8 +46,8 @@ def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound], *, 
             without a block of that kind.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile keeps the module there
-    stray = next((layer for layer in _leaves(model) if not isinstance(layer, _IN_CHAIN)), None)
-    if stray is None and _is_sequential(model):
+    reason = stray(model)
+    if not reason:
         chain = Chain(model, blocks)
         if blocks != "all" and set(bounds) != {"ibp"} and not chain.has_block():
             raise ParameterError(
@@ -59,29 +59,11 @@ def make_bounder(model: nn.Module, example: Tensor, bounds: Sequence[Bound], *, 
     import importlib.util
 
     if importlib.util.find_spec("auto_LiRPA") is None:
-        name = type(stray).__name__ if stray is not None else "a forward() of its own"
         raise ParameterError(
-            f"Bounds of this network need auto-LiRPA: it is not a chain of convolutions, linear layers and ReLUs ({name}).",
+            f"Bounds of this network need auto-LiRPA: it is not a chain of convolutions, linear layers and ReLUs ({reason}).",
             fix='Install it with: pip install --no-deps "auto-LiRPA>=0.3", or train a plain chain.',
         )
     return _ByAutoLirpa(model, example, bounds)
-
-
-_IN_CHAIN = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten, nn.Identity)
-
-
-def _leaves(model: nn.Module) -> Iterator[nn.Module]:
-    network = model.module if isinstance(model, Classifier) else model
-    for layer in network.modules():
-        if not any(True for _ in layer.children()):
-            yield layer
-
-
-def _is_sequential(model: nn.Module) -> bool:
-    """Whether forward is the chain of the layers: only Sequential says so of itself."""
-    if isinstance(model, Classifier):
-        return model.resize is None and _is_sequential(model.module)
-    return isinstance(model, _IN_CHAIN) or (isinstance(model, nn.Sequential) and all(map(_is_sequential, model)))
 
 
 @dataclass
@@ -136,7 +118,7 @@ class Chain:
         """Return the affine layers, and whether a ReLU follows each."""
         layers: list[Layer] = []
         rectified: list[bool] = []
-        for module in _leaves(self.model):
+        for module in leaves(self.model):
             if isinstance(module, nn.ReLU):
                 rectified[-1] = True
             elif isinstance(module, nn.Linear | nn.Conv2d):
@@ -149,9 +131,10 @@ class Chain:
         low, high = images - eps, images + eps
         if clip:
             low, high = low.clamp(min=0), high.clamp(max=1)
-        if not isinstance(self.model, Classifier):
-            return low, high
-        return _normalised(self.model, low), _normalised(self.model, high)
+        mean, std = normalisation(self.model, images)
+        if mean is not None:
+            low, high = low - mean, high - mean
+        return (low, high) if std is None else (low / std, high / std)
 
 
 def propagate(
@@ -232,13 +215,6 @@ def _pull_back(layer: Layer, rows: Tensor, after: Tensor, before: Tensor) -> Ten
         return rows @ layer.weight
     images = rows.reshape(-1, *after.shape[1:])
     return layer.transposed(images, tuple(before.shape[1:])).reshape(*rows.shape[:2], -1)
-
-
-def _normalised(classifier: Classifier, images: Tensor) -> Tensor:
-    trailing = (1,) * (images.dim() - 2)
-    if classifier.mean is not None:
-        images = images - classifier.mean.to(images.dtype).view(-1, *trailing)
-    return images if classifier.std is None else images / classifier.std.to(images.dtype).view(-1, *trailing)
 
 
 class _ByAutoLirpa:

@@ -1,4 +1,4 @@
-"""A lent GPU machine has torch, timm, pluggy, safetensors, rich and typer, none of the packages below, and no rsplugins installed."""
+"""A lent GPU machine has torch, pluggy, safetensors, rich and typer, but none of the packages below, rsplugins among them."""
 
 from __future__ import annotations
 

@@ -55,6 +55,17 @@ def test_a_chain_has_the_bounds_of_auto_lirpa(bound, clip):
     assert torch.allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_one_relu_object_in_several_places_acts_in_each(bound):
+    torch.manual_seed(3)
+    linears, relu = [nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)], nn.ReLU()
+    shared = nn.Sequential(nn.Flatten(), linears[0], relu, linears[1], relu, linears[2])
+    apart = nn.Sequential(nn.Flatten(), linears[0], nn.ReLU(), linears[1], nn.ReLU(), linears[2])
+    images, labels = torch.rand(4, 1, 2, 3), torch.tensor([0, 1, 2, 0])
+    arguments = (images, 0.1, against(labels, 3), bound, False)
+    assert torch.equal(Chain(shared).lower(*arguments), Chain(apart).lower(*arguments))
+
+
 @pytest.mark.parametrize("bound", ["ibp", "sound-etb"])
 def test_sound_bounds_contain_samples_and_etb_of_the_absolute_value_does_not(bound):
     model, (images, labels) = _convolutional(), _inputs(2)

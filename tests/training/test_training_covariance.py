@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import pytest
@@ -11,8 +10,6 @@ from training_cases import batch, small_net
 
 from rsplugins.training import Batch, CovarianceTraining, GaussianAugmentation, Hooks
 from rsplugins.training.covariance import covariance_loss
-
-needs_auto_lirpa = pytest.mark.skipif(importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed")
 
 
 def test_the_objective_against_a_slow_reference():
@@ -49,7 +46,6 @@ def test_gradients_are_finite_where_the_variance_vanishes():
     assert pair.grad.isfinite().all()
 
 
-@needs_auto_lirpa
 @pytest.mark.parametrize("representation", ["channel", "full"])
 def test_a_step_through_the_propagation_reaches_the_weights(representation):
     model, (images, labels) = small_net(), batch(12)
@@ -64,7 +60,6 @@ def test_a_step_through_the_propagation_reaches_the_weights(representation):
     assert (step.scores - sampled).abs().max() < 0.05
 
 
-@needs_auto_lirpa
 def test_a_detached_covariance_and_burn_in():
     model, (images, labels) = small_net(), batch(12)
 

@@ -31,8 +31,6 @@ SMALL = [path for path in RECIPES if path.stem.startswith(("cifar-medium", "digi
 def test_a_step_of_the_last_epoch_has_a_finite_loss(tmp_path, path):
     """In the last epoch, where every burn-in, warmup and ramp is over."""
     found = load_recipe(path)
-    if "covariance" in found.name and importlib.util.find_spec("auto_LiRPA") is None:
-        pytest.skip("auto-LiRPA is not installed")
     generator = torch.Generator().manual_seed(0)
     data = ImageTable(torch.rand(4, *SIZES[found.data.name], generator=generator), torch.arange(4), 10)
     trainer = Trainer(found, tmp_path, device="cpu", train=data, test=data, quiet=True)

@@ -1,0 +1,59 @@
+"""Networks that are a chain of affine layers and ReLUs: what can be bounded and propagated without a tracer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from rsplugins.classifier import Classifier
+
+IN_CHAIN = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten, nn.Identity)
+"""The layers that a chain may have."""
+
+
+def leaves(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers without children; of a Classifier, its network's. One that stands in two places comes twice.
+
+    Example:
+        >>> relu = nn.ReLU()
+        >>> len(list(leaves(nn.Sequential(relu, nn.Sequential(nn.Linear(2, 2), relu)))))
+        3
+    """
+    children = [model.module] if isinstance(model, Classifier) else list(model._modules.values())
+    if not children:
+        yield model
+    for child in children:
+        if child is not None:
+            yield from leaves(child)
+
+
+def stray(model: nn.Module) -> str:
+    """Return what keeps a model from being a chain, or nothing when it is one.
+
+    Example:
+        >>> stray(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        ''
+        >>> stray(nn.Sequential(nn.Tanh(), nn.Linear(4, 2)))
+        'Tanh'
+    """
+    layer = next((layer for layer in leaves(model) if not isinstance(layer, IN_CHAIN)), None)
+    if layer is not None:
+        return type(layer).__name__
+    return "" if _is_sequential(model) else "a forward() of its own"
+
+
+def _is_sequential(model: nn.Module) -> bool:
+    """Whether forward is the chain of the layers: only Sequential says so of itself."""
+    if isinstance(model, Classifier):
+        return model.resize is None and _is_sequential(model.module)
+    return isinstance(model, IN_CHAIN) or (isinstance(model, nn.Sequential) and all(map(_is_sequential, model)))
+
+
+def normalisation(model: nn.Module, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return mean and std of a Classifier as ``like`` (B, C, ...) broadcasts with them; None where there is none."""
+    if not isinstance(model, Classifier):
+        return None, None
+    trailing = (1,) * (like.dim() - 2)
+    mean, std = (None if value is None else value.to(like.dtype).view(-1, *trailing) for value in (model.mean, model.std))
+    return mean, std
