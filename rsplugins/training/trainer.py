@@ -181,7 +181,9 @@ class Trainer:
         row: dict[str, Any] = {"epoch": epoch, "lr": self.engine.optimizer.param_groups[0]["lr"], **self.engine.numbers()}
         if (epoch + 1) % self.recipe.training.evaluate_every == 0 or epoch + 1 == self.recipe.training.epochs:
             with self.engine.averaged() as classifier, self.engine.autocast():
-                row["test_accuracy"] = accuracy(classifier, self.test)
+                # Batch statistics differ from rank to rank, and the first one's are what is saved.
+                self.ranks.copy_from_first(classifier.buffers())
+                row["test_accuracy"] = accuracy(classifier, self.test, ranks=self.ranks)
         self.engine.hooks.on_epoch_end(epoch, row)
         # An epoch that was interrupted counts only the part done now, scaled to a whole one.
         row["seconds"] = seconds / max(share, 1e-9)
@@ -311,13 +313,14 @@ def choose_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def accuracy(classifier: nn.Module, table: Table, batch_size: int = 500) -> float:
-    """Return the share of a table that is classified correctly, with the model as it is."""
+def accuracy(classifier: nn.Module, table: Table, batch_size: int = 500, ranks: Ranks | None = None) -> float:
+    """Return the share of a table that is classified correctly, with the model as it is; each of the ranks takes its part."""
+    ranks = ranks or Ranks()
     right = torch.zeros((), device=table.labels.device)
-    everything = torch.arange(len(table), device=table.labels.device)
-    for images, labels in table.batches(torch.split(everything, batch_size)):
+    own = torch.arange(ranks.rank, len(table), ranks.world, device=table.labels.device)
+    for images, labels in table.batches(torch.split(own, batch_size)):
         right += (classifier(as_float(images)).argmax(1) == labels).sum()
-    return float(right) / len(table)
+    return float(ranks.sum(right)) / len(table)
 
 
 def _is_parametrised(module: nn.Module) -> bool:
