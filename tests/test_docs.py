@@ -5,17 +5,29 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rsplugins.host import get_host
 from rsplugins.host.hookspecs import RETURNS
+from rsplugins.training import ImageTable, Trainer
 from rsplugins.training.hooks import TrainingHookSpecs
-from rsplugins.training.recipe import parse_overrides
+from rsplugins.training.recipe import (
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainingSettings,
+    load_recipe,
+    parse_overrides,
+)
 from rsplugins.training.schema import plain
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -76,6 +88,37 @@ def test_every_training_hook_has_a_section_and_its_recipe_keys(name):
         assert parse_overrides([f"{field.name}={written[field.name]}"] if written[field.name] else []) == expected
 
 
+TABLES = [DataSettings, EvaluationSettings, ModelSettings, OptimizerSettings, ScheduleSettings, TrainingSettings]
+
+
+@pytest.mark.parametrize("settings", TABLES, ids=[settings.WHERE for settings in TABLES])
+def test_the_page_of_recipes_has_every_key_with_its_default(settings):
+    page = (DOCS / "recipes.md").read_text()
+    part = re.search(rf"^### `{re.escape(settings.WHERE)}`\n(.*?)(?=^#|\Z)", page, re.M | re.S)
+    assert part, f"docs/recipes.md has no table {settings.WHERE}"
+    written = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", part[1], re.M))
+    fields = dataclasses.fields(settings)
+    assert list(written) == [field.name for field in fields]
+    for field in fields:
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if default is dataclasses.MISSING:
+            assert written[field.name] == "required"
+        elif default is None:
+            assert not written[field.name].strip()
+        else:
+            assert parse_overrides([f"{field.name}={written[field.name].strip('`')}"]) == {field.name: plain(default)}
+
+
+def test_the_recipe_on_the_page_trains_a_step(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(re.search(r"```toml\n(name = .*?)```", (DOCS / "recipes.md").read_text(), re.S)[1])
+    found = load_recipe(path)
+    images = ImageTable(torch.rand(2, 1, 28, 28), torch.arange(2), 10)
+    trainer = Trainer(found, tmp_path / "run", device="cpu", train=images, test=images, quiet=True)
+    trainer.engine.step(images.images, images.labels, found.training.epochs - 1, 0)
+    assert math.isfinite(trainer.engine.numbers()["loss"])
+
+
 def test_every_test_that_the_page_of_training_methods_names_exists():
     tests = "".join(path.read_text() for path in (DOCS.parent / "tests" / "training").glob("*.py"))
     named = set(re.findall(r"`(test_\w+)`", METHODS))
@@ -95,5 +138,5 @@ def test_the_measured_tables_are_those_of_the_zoo():
     script = DOCS.parent / "zoo" / "tables.py"
     printed = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout.split("\n")
     page = (DOCS / "methods" / "training.md").read_text().splitlines()
-    assert sum("-v1`" in line for line in printed) >= 6
+    assert sum("| `mnist-" in line for line in printed) >= 6
     assert [line for line in printed if line and line not in page] == []
