@@ -133,7 +133,7 @@ def attack(
     directory.mkdir(parents=True, exist_ok=True)
     header = json.loads(json.dumps({**asdict(settings), "images": total, **(identity or {})}, default=str))
     rows = _resume(directory, header)
-    model = _for_gradients(model.eval())
+    model = _for_gradients(model).eval()
     auto = _autoattack(model, settings, table) if settings.autoattack and len(rows) < total else None
     with (directory / RECORDS).open("a", encoding="utf-8") as file:
         for start in range(len(rows), total, settings.batch_size):

@@ -122,3 +122,21 @@ def test_autoattack_does_not_depend_on_the_scale_of_the_logits_and_pgd_does(tmp_
     assert scaled.autoattack == plain.autoattack < 0.9
     assert scaled.pgd > plain.pgd + 0.1
     assert any("AutoAttack is" in flag and "likely gradient masking" in flag for flag in scaled.flags)
+
+
+def test_the_attacked_model_is_left_as_it_was(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)).train()
+    model[0].bias.requires_grad_(False)
+
+    def state():
+        tensors = {name: (value.clone(), value.stride()) for name, value in model.state_dict().items()}
+        flags = [parameter.requires_grad for parameter in model.parameters()], [layer.training for layer in model.modules()]
+        return tensors, flags, [parameter.grad for parameter in model.parameters()]
+
+    before = state()
+    attack(model, _images(classes=5), _settings(autoattack=()), tmp_path)
+    after = state()
+    assert after[1:] == before[1:]
+    for name, (value, stride) in before[0].items():
+        assert torch.equal(value, after[0][name][0])
+        assert stride == after[0][name][1]
