@@ -15,8 +15,8 @@ from rsplugins.zoo.manifest import Manifest, read
 Column = tuple[str, Callable[[Manifest], str]]
 
 ATTACKED = [f"mnist-cnn.mnist-{method}-v1" for method in ("at", "gairat", "mail-at")]
-SMOOTHED = [f"mnist-cnn.mnist-{method}050-v1" for method in ("gaussian", "macer", "covariance")]
-BOUNDED = [f"mnist-small.mnist-{method}{eps}-v1" for eps in ("010", "030") for method in ("ibp", "sound-etb", "etb")]
+SMOOTHED = [f"mnist-cnn.mnist-{method}050-v2" for method in ("gaussian", "macer", "covariance")]
+BOUNDED = [f"mnist-small.mnist-{method}{eps}-v2" for eps in ("010", "030") for method in ("ibp", "sound-etb", "etb")]
 
 
 def value(metric: str, certifier: str = "", radius: float | None = None) -> Callable[[Manifest], str]:
@@ -57,7 +57,7 @@ def main() -> None:
     margin: Column = ("PGD-20 on the margin %", value("accuracy_under_attack", "PGD-20 on the margin"))
     auto: Column = ("AutoAttack %", value("accuracy_under_attack", "AutoAttack"))
     radii: list[Column] = [(f"r = {r:g}", value("certified_accuracy", "gaussian", r)) for r in (0, 0.5, 1.0, 1.5)]
-    certified: list[Column] = [(f"{name} %", value("certified_accuracy", name)) for name in ("crown-ibp", "ibp")]
+    certified: list[Column] = [(f"{name} %", value("certified_accuracy", name)) for name in ("crown-ibp", "ibp", "sound-etb", "crown")]
     print(table(zoo, ATTACKED, [clean, pgd, margin, auto, cost]), end="\n\n")  # noqa: T201
     print(table(zoo, SMOOTHED, [clean, ("ACR", value("acr", "gaussian")), *radii, cost]), end="\n\n")  # noqa: T201
     print(table(zoo, BOUNDED, [clean, pgd, *certified, cost]))  # noqa: T201
