@@ -73,7 +73,10 @@ def _command(manifest: Manifest) -> str:
         return f"rsplugins attack {options} --eps {attacked.radius:g} --out attacked"
     # The encoder-head pairs of this package; other models may have been cut anywhere.
     is_latent = manifest.architecture.name.startswith("latent_") and "gaussian" not in certified
-    return f"rsplugins certify {options} --method {f'{LATENT} --set split=encoder' if is_latent else 'gaussian'}"
+    method = f"{LATENT} --set split=encoder" if is_latent else "gaussian"
+    # The noise that the model was trained for is that of its evidence, not the certifier's default.
+    measured = certified.get(LATENT if is_latent else "gaussian")
+    return f"rsplugins certify {options} --method {method}" + (f" --set sigma={measured.sigma:g}" if measured else "")
 
 
 def _results(manifest: Manifest) -> Iterator[str]:

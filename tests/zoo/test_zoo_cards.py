@@ -84,7 +84,9 @@ def test_the_command_on_a_card_is_one_for_what_the_model_is_for():
     model = f"--model zoo:{DEFAULT_MODEL} --data digits"
     assert command(attack) == f"rsplugins attack {model} --eps 0.3 --out attacked"
     assert command(attack, bound) == f"rsplugins certify {model} --method ibp --set eps=0.3"
-    assert command(*MODELS[DEFAULT_MODEL].results) == f"rsplugins certify {model} --method gaussian"
+    assert command(*MODELS[DEFAULT_MODEL].results) == f"rsplugins certify {model} --method gaussian --set sigma=0.25"
+    wider = [result.model_copy(update={"sigma": result.sigma and 0.5}) for result in MODELS[DEFAULT_MODEL].results]
+    assert command(*wider).endswith("--method gaussian --set sigma=0.5")
 
 
 def test_numbers_are_printed_rounded_down():
