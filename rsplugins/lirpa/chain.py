@@ -37,17 +37,27 @@ def stray(model: nn.Module) -> str:
         >>> stray(nn.Sequential(nn.Tanh(), nn.Linear(4, 2)))
         'Tanh'
     """
-    layer = next((layer for layer in leaves(model) if not isinstance(layer, IN_CHAIN)), None)
+    layer = next((layer for layer in leaves(model) if not _is(layer, IN_CHAIN)), None)
     if layer is not None:
         return type(layer).__name__
     return "" if _is_sequential(model) else "a forward() of its own"
+
+
+def _is(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer computes what one of these does: a subclass or a hook may change that."""
+    kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    parts = ("forward", "_conv_forward", "__call__")
+    same = kind is not None and all(getattr(type(layer), part, None) is getattr(kind, part, None) for part in parts)
+    return same and "forward" not in vars(layer) and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 def _is_sequential(model: nn.Module) -> bool:
     """Whether forward is the chain of the layers: only Sequential says so of itself."""
     if isinstance(model, Classifier):
         return model.resize is None and _is_sequential(model.module)
-    return isinstance(model, IN_CHAIN) or (isinstance(model, nn.Sequential) and all(map(_is_sequential, model)))
+    return _is(model, IN_CHAIN) or (
+        isinstance(model, nn.Sequential) and _is(model, (nn.Sequential,)) and all(map(_is_sequential, model))
+    )
 
 
 def normalisation(model: nn.Module, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
