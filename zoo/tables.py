@@ -57,7 +57,9 @@ def main() -> None:
     margin: Column = ("PGD-20 on the margin %", value("accuracy_under_attack", "PGD-20 on the margin"))
     auto: Column = ("AutoAttack %", value("accuracy_under_attack", "AutoAttack"))
     radii: list[Column] = [(f"r = {r:g}", value("certified_accuracy", "gaussian", r)) for r in (0, 0.5, 1.0, 1.5)]
-    certified: list[Column] = [(f"{name} %", value("certified_accuracy", name)) for name in ("crown-ibp", "ibp", "sound-etb", "crown")]
+    certified: list[Column] = [
+        (f"{name} %", value("certified_accuracy", name)) for name in ("crown-ibp", "ibp", "sound-etb", "crown")
+    ]
     print(table(zoo, ATTACKED, [clean, pgd, margin, auto, cost]), end="\n\n")  # noqa: T201
     print(table(zoo, SMOOTHED, [clean, ("ACR", value("acr", "gaussian")), *radii, cost]), end="\n\n")  # noqa: T201
     print(table(zoo, BOUNDED, [clean, pgd, *certified, cost]))  # noqa: T201
