@@ -24,7 +24,8 @@ def value(metric: str, certifier: str = "", radius: float | None = None) -> Call
 
     def read_value(manifest: Manifest) -> str:
         for result in manifest.results:
-            if result.metric == metric and result.certifier.startswith(certifier) and radius in (None, result.radius):
+            named = not certifier or f"{result.certifier} ".startswith(f"{certifier} ")
+            if result.metric == metric and named and radius in (None, result.radius):
                 digits, scale = (1, 100.0) if "accuracy" in metric else (3, 1.0)
                 return f"{math.floor(result.value * scale * 10**digits + 1e-9) / 10**digits:.{digits}f}"
         return ""
