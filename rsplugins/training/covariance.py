@@ -51,28 +51,35 @@ class CovarianceTraining(GaussianAugmentation):
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
         """Return the objective, or None during burn-in."""
+        # Made at the first step, burn-in or not: what it lacks is said before any epoch is spent.
+        network = self._propagation(batch)
         if batch.epoch < self.burn_in:
             return None
         # The square roots and quantiles of moments need more than bfloat16.
         with torch.autocast(batch.images.device.type, enabled=False):
-            mean, pair = self._propagate(batch)
+            mean, pair = self._propagate(network, batch)
         batch.scores = mean.detach()
         pair = pair.detach() if self.detach else pair
         return covariance_loss(mean, pair, batch.labels, lambda_=self.lambda_, gamma=self.gamma, beta=self.beta)
 
-    def _propagate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the means (B, K), and the covariances (B, 2, 2) of the two largest."""
-        from rsplugins.moments import Full, Pairs
+    def _propagation(self, batch: Batch) -> Propagation:
         from rsplugins.moments.chain import propagation
 
         if self._network is None:
-            self._network = propagation(getattr(batch.model, "_orig_mod", batch.model), batch.images)
+            with torch.autocast(batch.images.device.type, enabled=False):
+                self._network = propagation(getattr(batch.model, "_orig_mod", batch.model), batch.images)
+        return self._network
+
+    def _propagate(self, network: Propagation, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the means (B, K), and the covariances (B, 2, 2) of the two largest."""
+        from rsplugins.moments import Full, Pairs
+
         if self.representation == "full":
-            mean, covariance = self._network.propagate(batch.perturbed, self.sigma, Full())
+            mean, covariance = network.propagate(batch.perturbed, self.sigma, Full())
             classes, rows = mean.topk(2).indices, torch.arange(len(mean), device=mean.device)[:, None, None]
             return mean, covariance[rows, classes[:, :, None], classes[:, None, :]]
         pairs = Pairs(self.inflation)
-        logits = self._network.walk(batch.perturbed, self.sigma, pairs)
+        logits = network.walk(batch.perturbed, self.sigma, pairs)
         mean = pairs.mean[logits]
         return mean, pairs.pair(logits, mean.topk(2).indices)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from scipy.stats import norm
 from torch.nn import functional as F
 from training_cases import batch, small_net
 
+from rsplugins.errors import PluginUnavailableError
 from rsplugins.training import Batch, CovarianceTraining, GaussianAugmentation, Hooks
 from rsplugins.training.covariance import covariance_loss
 
@@ -72,3 +74,12 @@ def test_a_detached_covariance_and_burn_in():
     assert not torch.allclose(gradient(CovarianceTraining(**settings)), gradient(CovarianceTraining(**settings, detach=True)))
     assert torch.equal(gradient(CovarianceTraining(**settings), epoch=0), gradient(GaussianAugmentation(sigma=0.3)))
     assert torch.isfinite(F.relu(gradient(CovarianceTraining(**{**settings, "sigma": 1e-3})))).all()
+
+
+def test_a_network_that_needs_auto_lirpa_is_refused_before_burn_in_is_spent(monkeypatch):
+    monkeypatch.delitem(sys.modules, "auto_LiRPA", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    model, (images, labels) = torch.nn.Sequential(torch.nn.Tanh(), small_net()), batch(4)
+    hook = CovarianceTraining(sigma=0.3, burn_in=5)
+    with pytest.raises(PluginUnavailableError, match="auto-LiRPA"):
+        Hooks(hook).training_loss(model, images, labels, epoch=0, generator=torch.Generator())
