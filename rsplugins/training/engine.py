@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rsplugins.classifier import Classifier
 from rsplugins.training.hooks import Batch, Hooks
+from rsplugins.training.precision import unsafe_in_bfloat16
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import OptimizerSettings, Recipe
 from rsplugins.training.schedule import lr_factor
@@ -61,6 +62,9 @@ class Engine:
             if ".parametrizations." not in name:
                 parameter.data = self.arranged(parameter.data)
         self.ranks.copy_from_first(self._tensors())
+        lower = settings.precision == "bfloat16"
+        self.not_in_bfloat16 = unsafe_in_bfloat16(self.classifier, device) if lower else None
+        self.precision = "bfloat16" if lower and self.not_in_bfloat16 is None else "float32"
         self.forward: nn.Module = torch.compile(self.classifier) if settings.compile else self.classifier  # type: ignore[assignment]
         self.optimizer = make_optimizer(recipe.optimizer, self.classifier, device)
         self.average = [tensor.detach().clone() for tensor in self._averaged()] if settings.ema else []
@@ -114,8 +118,8 @@ class Engine:
         self._count(batch, loss.detach(), step)
 
     def autocast(self) -> torch.autocast:
-        """Return the autocast of the recipe's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.training.precision == "bfloat16")
+        """Return the autocast of the recipe's precision, where the device can be trusted with it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def set_lr(self, progress: float) -> None:
         """Set the learning rate of a point of the run, in epochs."""

@@ -139,7 +139,8 @@ class TrainingSettings(Settings):
     Attributes:
         epochs: passes over the training split.
         batch_size: over all ranks together.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32).
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32). On a CPU whose bfloat16 gradients of the
+            network cannot be trusted (3D convolutions; inputs narrower than a stride) float32 is used, and said.
         channels_last: memory layout.
         compile: whether the model goes through ``torch.compile``.
         ema: decay of the averaged weights, which are then what is measured and saved; 0 for none.

@@ -133,6 +133,9 @@ class Trainer:
             torch.random.fork_rng(),
             Progress(self.recipe.name, self.recipe.training.epochs, self.steps, quiet=self.quiet) as shown,
         ):
+            if self.engine.not_in_bfloat16:
+                why = f"{self.engine.not_in_bfloat16}, which this CPU's bfloat16 computes wrong gradients of"
+                shown.say(f"{self.recipe.name}: trains in float32: {why}")
             if state is not None:
                 shown.say(f"{self.recipe.name}: resuming at epoch {epoch + 1}, step {step + 1}")
             status = self._run(epoch, step, deadline, shown)
@@ -257,6 +260,7 @@ class Trainer:
             "epochs_planned": recipe.training.epochs,
             "minutes": round(self._seconds() / 60, 3),
             "device": files.device_name(self.device),
+            "precision": self.engine.precision,
             "ranks": self.ranks.world,
             "seed": recipe.seed,
             "recipe_sha256": recipe.sha256(),
