@@ -75,12 +75,16 @@ class Classifier(nn.Module):
         """Return what ``module`` is given: images resized, normalised and cast."""
         if self.resize is not None and tuple(x.shape[-2:]) != self.resize:
             x = resized(x, self.resize)
+        return self.normalised(x).to(self.dtype)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Return (x - mean) / std by channel, in the dtype of ``x``: an increasing map, so boxes become boxes."""
         trailing = (1,) * (x.dim() - 2)
         if self.mean is not None:
             x = x - self.mean.to(x.dtype).view(-1, *trailing)
         if self.std is not None:
             x = x / self.std.to(x.dtype).view(-1, *trailing)
-        return x.to(self.dtype)
+        return x
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from self.module.parameters()

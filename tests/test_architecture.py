@@ -20,7 +20,7 @@ STOREYS = [
     # runs.progress shows how far anything is and knows nothing of runs
     ["statistics", "checks", "compat", "runs.progress"],
     ["classifier"],
-    ["certifier"],
+    ["certifier", "chain"],
     # the zoo is its file format and where the files lie: models.zoo reads them
     ["sampling", "lipschitz", "lirpa", "reduction", "video", "zoo"],
     ["moments"],

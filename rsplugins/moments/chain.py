@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from rsplugins.lirpa.chain import leaves, normalisation, stray
+from rsplugins.chain import leaves, stray
+from rsplugins.classifier import Classifier
 from rsplugins.moments.activations import LeakyRelu
 from rsplugins.moments.network import MomentNetwork, Propagation, check_sigma
 from rsplugins.moments.operations import Elementwise, Operation, Representation
@@ -60,12 +61,7 @@ class MomentChain(Propagation):
         return name
 
     def _operations(self, images: Tensor) -> Iterator[Operation]:
-        mean, std = normalisation(self._model, images)
-        one = torch.ones((), dtype=images.dtype, device=images.device)
-        if mean is not None:
-            yield scaling(one, -mean, tuple(images.shape[1:]))
-        if std is not None:
-            yield scaling(one / std, 0.0, tuple(images.shape[1:]))
+        yield from self._normalisation(images)
         for layer in leaves(self._model):
             if isinstance(layer, nn.Conv2d):
                 assert not isinstance(layer.padding, str)  # see `propagation`
@@ -76,3 +72,13 @@ class MomentChain(Propagation):
                 yield Elementwise(LeakyRelu())
             elif isinstance(layer, nn.Flatten):
                 yield rearranged(layer)
+
+    def _normalisation(self, images: Tensor) -> Iterator[Operation]:
+        if not isinstance(self._model, Classifier):
+            return
+        shape, trailing = tuple(images.shape[1:]), (1,) * (images.dim() - 2)
+        one = torch.ones((), dtype=images.dtype, device=images.device)
+        if self._model.mean is not None:
+            yield scaling(one, -self._model.mean.to(one).view(-1, *trailing), shape)
+        if self._model.std is not None:
+            yield scaling(one / self._model.std.to(one).view(-1, *trailing), 0.0, shape)

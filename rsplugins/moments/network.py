@@ -203,15 +203,10 @@ class _Normalised(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.module = classifier.module
-        self.mean, self.std = classifier.mean, classifier.std
+        self.normalised = classifier.normalised
 
     def forward(self, x: Tensor) -> Tensor:
-        trailing = (1,) * (x.dim() - 2)
-        if self.mean is not None:
-            x = x - self.mean.to(x.dtype).view(-1, *trailing)
-        if self.std is not None:
-            x = x / self.std.to(x.dtype).view(-1, *trailing)
-        logits: Tensor = self.module(x)
+        logits: Tensor = self.module(self.normalised(x))
         return logits
 
 

@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from rsplugins.chain import leaves, stray
+from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.chain import leaves, normalisation, stray
 from rsplugins.lirpa.rows import Ball, Convolution, Dense, Layer, deviation
 
 Bound = Literal["ibp", "etb", "sound-etb"]
@@ -131,10 +132,9 @@ class Chain:
         low, high = images - eps, images + eps
         if clip:
             low, high = low.clamp(min=0), high.clamp(max=1)
-        mean, std = normalisation(self.model, images)
-        if mean is not None:
-            low, high = low - mean, high - mean
-        return (low, high) if std is None else (low / std, high / std)
+        if isinstance(self.model, Classifier):
+            low, high = self.model.normalised(low), self.model.normalised(high)
+        return low, high
 
 
 def propagate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
 from rsplugins.classifier import Classifier
 
@@ -58,12 +58,3 @@ def _is_sequential(model: nn.Module) -> bool:
     return _is(model, IN_CHAIN) or (
         isinstance(model, nn.Sequential) and _is(model, (nn.Sequential,)) and all(map(_is_sequential, model))
     )
-
-
-def normalisation(model: nn.Module, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return mean and std of a Classifier as ``like`` (B, C, ...) broadcasts with them; None where there is none."""
-    if not isinstance(model, Classifier):
-        return None, None
-    trailing = (1,) * (like.dim() - 2)
-    mean, std = (None if value is None else value.to(like.dtype).view(-1, *trailing) for value in (model.mean, model.std))
-    return mean, std

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from rsplugins.lirpa.chain import stray
+from rsplugins.chain import stray
 
 
 class Doubled(nn.Linear):
