@@ -118,13 +118,14 @@ def test_shortcut_leaves_the_rest_to_typer(line, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_listing_takes_at_most_half_a_second():
-    """Processor time, the least of ten runs: wall-clock time on an idle machine, and the same on a busy one."""
-    code = "from rsplugins.cli.main import main; import sys; sys.argv[1:] = ['plugins', 'list']; main()"
-    seconds = []
-    for _ in range(10):
+def test_listing_takes_no_longer_than_the_help_of_an_empty_typer_program():
+    """Processor time in turns, the least of five each: a ratio, since the speed of a machine varies; half a second on most."""
+    listing = "from rsplugins.cli.main import main; import sys; sys.argv[1:] = ['plugins', 'list']; main()"
+    peer = "import sys, typer; app = typer.Typer(); app.command()(lambda: None); sys.argv[1:] = ['--help']; app()"
+    seconds: dict[str, list[float]] = {listing: [], peer: []}
+    for code in [listing, peer] * 5:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) <= 0.5
+        seconds[code].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds[listing]) <= 1.3 * min(seconds[peer])
