@@ -2,29 +2,41 @@
 
     python zoo/train_all.py zoo/recipes/*.cifar10-jpeg-*.toml --out OUT --time-budget 9 --data-root data
 
-Each model gets OUT/NAME/ with weights, recipe, curves and the records behind every number, small enough to carry home, where
-`rsplugins zoo add OUT/NAME` makes the zoo's folder of it. Nothing has to be installed: the checkout's own package is used
+Each model gets OUT/NAME/ with weights, recipe, curves and the records behind every number, where `rsplugins zoo add OUT/NAME`
+makes the zoo's folder of it. Checkpoints stay in OUT/.runs. Nothing has to be installed: the checkout's own package is used
 where there is no other, and only recipes with an orthogonal encoder need a package beside it (orthogonium). All models are
-trained first, in the order given; then all are measured, in the time that is left. The same command goes on where it stopped.
+trained first, in the order given, and stored as soon as they are; then all are measured, in the time that is left. A model that
+fails, in whatever way, does not keep the others from their turn. The same command goes on where it stopped.
+
+Where few and small files come back from the machine, bring one archive in parts, and give an upper limit from outside:
+
+    timeout 570 python zoo/train_all.py RECIPE --out OUT --time-budget 9 --dtype bfloat16 --data-root data
+    tar -c --exclude .runs -C OUT . | split -b 15000000 - HOME/models.tar.
+    # and at home: mkdir models && cat models.tar.* | tar -x -C models
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import importlib.util
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
+
+import torch
 
 if importlib.util.find_spec("rsplugins") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rsplugins.classifier import Classifier
 from rsplugins.errors import RspluginsError
-from rsplugins.training.packing import pack
-from rsplugins.training.recipe import DataSettings, load_recipe, parse_overrides
+from rsplugins.training.packing import measure, store
+from rsplugins.training.recipe import DataSettings, Recipe, load_recipe, parse_overrides
 from rsplugins.training.trainer import Trainer, TrainingResult
 
 
@@ -32,8 +44,7 @@ def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the script; returns 0, or 1 when a model failed."""
+def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--out", required=True, type=Path, help="a folder for each model inside")
@@ -45,39 +56,83 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype", default="float32", choices=("float32", "bfloat16"), help="arithmetic of the certified function"
     )
     parser.add_argument("--set", action="append", default=[], help="TABLE.KEY=VALUE for every recipe")
-    options = parser.parse_args(arguments)
-    deadline = time.monotonic() + 60 * options.time_budget
+    return parser.parse_args(arguments)
+
+
+class Models:
+    """The models of one call: trained one after the other, then measured.
+
+    Args:
+        options: of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.deadline = options, time.monotonic() + 60 * options.time_budget
+        self.failed = 0
+        self._runs: Path = options.runs or options.out / ".runs"
+        self._tables: dict[DataSettings, dict[str, Any]] = {}
+        self._trained: list[tuple[TrainingResult, Trainer, Classifier]] = []
+
+    def train(self, recipe: Recipe) -> None:
+        """Train a model and store it; without torch.compile where that fails."""
+        try:
+            self._train(recipe, recipe.name)
+        except Exception as error:  # out of memory, a compiler that is missing: the other models get their turn
+            retry = recipe.training.compile and not isinstance(error, RspluginsError)
+            self._fails(recipe, "compiled; it is trained without torch.compile" if retry else "in training", error)
+            if retry:
+                self.failed -= 1
+                self.train(dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, compile=False)))
+
+    def _train(self, recipe: Recipe, name: str) -> None:
+        key = dataclasses.replace(recipe.data, crop=0, flip=False)  # which happen after the table
+        directory = self._runs / f"{name}{'-compiled' if recipe.training.compile else ''}"
+        device, root = self.options.device, self.options.data_root
+        trainer = Trainer(recipe, directory, device=device, data_root=root, **self._tables.get(key, {}))
+        # The next recipe on the same data takes the tables that are already on the device.
+        self._tables[key] = {"train": trainer.train, "test": trainer.test}
+        result = trainer.fit(self.deadline - time.monotonic())
+        if result.status == "finished":
+            self._trained.append((result, trainer, store(result, trainer.test, self.options.out / name)))
+        else:
+            _say(f"{name}: stopped after {result.record['epochs']} of {recipe.training.epochs} epochs, not measured")
+
+    def measure(self) -> None:
+        """Measure what was trained, and print a line for each model."""
+        for result, trainer, classifier in self._trained:
+            recipe, folder = trainer.recipe, self.options.out / trainer.recipe.name
+            about: dict[str, Any] = {"deadline": self.deadline, "dtype": self.options.dtype, "say": _say}
+            try:
+                found = measure(classifier, recipe, trainer.test, folder, **about)
+            except Exception as error:  # its weights are stored; what was measured before is kept
+                self._fails(recipe, "in measuring", error)
+                continue
+            sys.stdout.write(json.dumps({"name": recipe.name, "minutes": result.record["minutes"], **found}) + "\n")
+
+    def _fails(self, recipe: Recipe, when: str, error: Exception) -> None:
+        """Say that a model failed: with a traceback where the error does not say itself what to do."""
+        self.failed += 1
+        if not isinstance(error, RspluginsError):
+            traceback.print_exception(error)
+        _say(f"{recipe.name}: FAILED {when}: {error}")
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script; returns 0, or 1 when a model failed."""
+    options = _options(arguments)
     overrides = parse_overrides(options.set)
     recipes = [load_recipe(path, overrides) for path in options.recipes]
-    runs = options.runs or options.out / ".runs"
-
-    tables: dict[DataSettings, dict[str, Any]] = {}
-    trained: list[tuple[TrainingResult, Trainer]] = []
-    failed = 0
+    models = Models(options)
     for recipe in recipes:
-        left = deadline - time.monotonic()
-        if left <= 0:
+        if time.monotonic() < models.deadline:
+            models.train(recipe)
+        else:
             _say(f"{recipe.name}: not begun, the time budget is spent")
-            continue
-        key = dataclasses.replace(recipe.data, crop=0, flip=False)  # which happen after the table
-        try:
-            trainer = Trainer(
-                recipe, runs / recipe.name, device=options.device, data_root=options.data_root, **tables.get(key, {})
-            )
-            # The next recipe on the same data takes the tables that are already on the device.
-            tables[key] = {"train": trainer.train, "test": trainer.test}
-            trained.append((trainer.fit(left), trainer))
-        except RspluginsError as error:
-            failed += 1
-            _say(f"{recipe.name}: FAILED: {error}")
-    for result, trainer in trained:
-        recipe = trainer.recipe
-        if result.status != "finished":
-            _say(f"{recipe.name}: stopped after {result.record['epochs']} of {recipe.training.epochs} epochs, not measured")
-            continue
-        found = pack(result, recipe, trainer.test, options.out / recipe.name, deadline=deadline, dtype=options.dtype, say=_say)
-        sys.stdout.write(json.dumps({"name": recipe.name, "minutes": result.record["minutes"], **found}) + "\n")
-    return int(failed > 0)
+    models.measure()
+    return int(models.failed > 0)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def add(
     if path.suffix == ".toml":
         folder = add_recipe(path, home)
     elif (path / "training.json").is_file():
-        folder = add_trained(path, home, summary=summary, data_root=data_root)
+        folder = add_trained(path, home, summary=summary, data_root=data_root, say=say)
     else:
         (folder,) = _folders([source])
     for directory in evidence or []:

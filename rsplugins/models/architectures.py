@@ -178,9 +178,6 @@ def latent_cifar10(num_classes: int = 10, width: int = 128, small: bool = False,
     return orthogonal_network(size, num_classes=num_classes, width=width, parametrised=orthogonal)
 
 
-TRAINING_ONLY = ("orthogonal",)
-"""Arguments that say how a network is trained: its checkpoint is for the network without them."""
-
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "cifar_medium": cifar_medium,
     "digits_cnn": digits_cnn,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from rsplugins.classifier import Classifier, wrap
@@ -11,7 +12,8 @@ from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo import store
 from rsplugins.zoo.files import check_file, sha256
 
-PACKAGES = ("rsplugins", "timm.models", "torchvision.models")
+FETCHING = re.compile(r"pretrained.*|weights.*|checkpoint.*|file|url|path|.*_fn|.*_cfg")
+"""Arguments by which a constructor of timm or torchvision reads or fetches something, or is given code."""
 
 
 def load(reference: str) -> Classifier:
@@ -55,7 +57,7 @@ def load_folder(folder: Path, name: str = "") -> Classifier:
                 fix=again,
             )
         state |= checkpoint.read(path)
-    _check_architecture(manifest.architecture.name, name)
+    _check_architecture(manifest.architecture, name)
     network = architectures.build(
         manifest.architecture.name, num_classes=manifest.architecture.num_classes, **manifest.architecture.arguments
     )
@@ -72,12 +74,36 @@ def load_folder(folder: Path, name: str = "") -> Classifier:
     )
 
 
-def _check_architecture(architecture: str, name: str) -> None:
-    """Refuse a manifest that would import whatever it likes: it may come from anywhere."""
-    package = architecture.partition(":")[0] if ":" in architecture else ""
-    if package and not any(f"{package}.".startswith(f"{known}.") for known in PACKAGES):
-        raise CheckpointError(
-            f"zoo:{name} names the architecture {architecture!r}, which is not imported.",
-            cause=f"A manifest may name networks of {', '.join(PACKAGES)}, and those of rsplugins.",
-            fix="Where you trust it, load the weights with file:PATH and architecture=MODULE:ATTRIBUTE.",
-        )
+def _check_architecture(about: manifests.Architecture, name: str) -> None:
+    """Refuse a manifest that would run whatever it likes, for it may come from anywhere.
+
+    Networks of rsplugins, and those registered in timm and torchvision, by name, and with nothing that is read from elsewhere:
+    a package is full of functions that import, unpickle or download what they are told to.
+    """
+    module, _, attribute = about.name.rpartition(":")
+    if not module:
+        return  # one of ours, or unknown: `build` says so
+    fetching = sorted(argument for argument in about.arguments if FETCHING.fullmatch(argument))
+    if _registered(module, attribute) and not fetching:
+        return
+    raise CheckpointError(
+        f"zoo:{name} names the architecture {about.name!r}"
+        + (f" with {', '.join(fetching)}" if fetching else "")
+        + ", which is not built.",
+        cause="A manifest may name networks of rsplugins, and the registered ones of timm.models and torchvision.models, without "
+        "anything that reads or downloads: it may come from anywhere.",
+        fix="Where you trust it, load the weights with file:PATH and architecture=MODULE:ATTRIBUTE.",
+    )
+
+
+def _registered(module: str, attribute: str) -> bool:
+    if module == "timm.models":
+        import timm
+
+        return bool(timm.is_model(attribute))
+    if module in ("torchvision.models", "torchvision.models.video"):
+        import torchvision
+
+        place = torchvision.models.video if module.endswith("video") else torchvision.models
+        return attribute in torchvision.models.list_models(module=place)
+    return False

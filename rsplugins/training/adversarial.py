@@ -118,6 +118,8 @@ class Trades(AdversarialTraining):
         """Return images that maximise the KL from the clean prediction, started a little beside the clean image."""
         with attacks.evaluation_mode(batch.model), torch.no_grad():
             clean = batch.model(batch.images).float()
+        # torch 2.3 keeps the casts of weights made without gradients, and the loss would not reach the weights.
+        torch.clear_autocast_cache()
         return self._pgd(batch, self.small_start(batch), attacks.divergence(clean), None)
 
     def small_start(self, batch: Batch) -> Tensor | None:

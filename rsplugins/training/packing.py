@@ -33,7 +33,7 @@ from rsplugins.training.table import Table
 from rsplugins.training.trainer import TrainingResult, accuracy
 
 ALPHA, N0 = 0.001, 100
-CERTIFIED = "gaussian.jsonl"
+CERTIFIED, EVALUATION = "gaussian.jsonl", "evaluation.json"
 LOSSLESS = 0.002
 """Accuracy that half precision may cost before float32 weights are kept."""
 
@@ -68,7 +68,7 @@ def pack(
     dtype: Literal["float32", "bfloat16"] = "float32",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Store and measure a trained model; the same call goes on where an earlier one stopped.
+    """Store and measure a trained model: :func:`store`, then :func:`measure`.
 
     Args:
         result: of :meth:`~rsplugins.training.trainer.Trainer.fit`.
@@ -82,8 +82,21 @@ def pack(
     Returns:
         What ``evaluation.json`` holds.
     """
-    records = folder / "records"
-    records.mkdir(parents=True, exist_ok=True)
+    return measure(store(result, test, folder), recipe, test, folder, deadline=deadline, dtype=dtype, say=say)
+
+
+def store(result: TrainingResult, test: Table, folder: Path) -> Classifier:
+    """Store a trained model with its accuracy, so that nothing that happens while measuring can lose it.
+
+    Args:
+        result: of :meth:`~rsplugins.training.trainer.Trainer.fit`.
+        test: the test split, on the model's device.
+        folder: where everything goes.
+
+    Returns:
+        The classifier with the weights as stored.
+    """
+    (folder / "records").mkdir(parents=True, exist_ok=True)
     classifier, stored = half_precision(result.classifier, test)
     weights = _save(folder, classifier.module, stored)
     for name in (files.RECIPE, files.METRICS, files.CURVES):
@@ -97,13 +110,35 @@ def pack(
         "versions": files.versions(),
         "weights": classifier.fingerprint(),
     }
+    _write(folder, found)
+    return classifier
+
+
+def measure(
+    classifier: Classifier,
+    recipe: Recipe,
+    test: Table,
+    folder: Path,
+    *,
+    deadline: float | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure what :func:`store` stored; the same call goes on where an earlier one stopped. Arguments: see :func:`pack`."""
+    records = folder / "records"
+    found: dict[str, Any] = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
     if recipe.evaluation.sigma is not None:
         say(f"{recipe.name}: certifying at sigma {recipe.evaluation.sigma:g}")
         found["gaussian"] = certify(classifier, test, recipe.evaluation, records / CERTIFIED, deadline=deadline, dtype=dtype)
+        _write(folder, found)
     if recipe.evaluation.eps is not None:
         found["attack"] = _attack(classifier, test, recipe, records, deadline, say)
-    files.write_atomically(folder / "evaluation.json", (json.dumps(found, indent=2) + "\n").encode())
+        _write(folder, found)
     return found
+
+
+def _write(folder: Path, found: dict[str, Any]) -> None:
+    files.write_atomically(folder / EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def certify(

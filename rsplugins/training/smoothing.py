@@ -105,6 +105,7 @@ class LatentNoise(Settings):
     """Training for latent smoothing: cross-entropy of head(encoder(x) + N(0, sigma^2 I)).
 
     The network inside the Classifier has an ``encoder`` and a ``head``, as the encoder-head pairs of ``rsplugins.models`` have.
+    It runs as it is, not compiled.
 
     Attributes:
         sigma: in the units of the latent, so not bounded by those of pixels.
@@ -121,16 +122,19 @@ class LatentNoise(Settings):
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
         """Return the cross-entropy on noisy latents."""
-        encoder = _split(batch.model)
+        # A compiled model does not notice a hook that comes after its first call.
+        model = getattr(batch.model, "_orig_mod", batch.model)
+        encoder = _split(model)
 
         def add_noise(module: torch.nn.Module, arguments: tuple[Tensor, ...], latent: Tensor) -> Tensor:
             return latent + self.sigma * batch.gaussian(latent)
 
         handle = encoder.register_forward_hook(add_noise)
         try:
-            return weighted_cross_entropy(batch.logits, batch.labels, weights)
+            batch.scores = model(batch.perturbed).float()
         finally:
             handle.remove()
+        return weighted_cross_entropy(batch.scores, batch.labels, weights)
 
 
 def _split(model: torch.nn.Module) -> torch.nn.Module:

@@ -26,6 +26,7 @@ from rsplugins.training.recipe import Recipe, to_toml
 from rsplugins.training.registry import make_hook
 from rsplugins.training.streamed import open_table
 from rsplugins.training.table import Table, as_float
+from rsplugins.zoo.sources import TRAINING_ONLY
 
 CHECK_EVERY = 50
 """Steps between looks at whether the loss is finite on a GPU, where looking waits for the device."""
@@ -192,9 +193,10 @@ class Trainer:
         row["seconds"] = seconds / max(share, 1e-9)
         self._rows.append(row)
         self.engine.reset_sums()
-        self._save(epoch + 1, 0, order)
+        # Before the checkpoint: rows of epochs that a resumed run repeats are dropped, a row that is lost stays lost.
         if self.ranks.is_first:
             files.write_metrics(self.directory, self._rows)
+        self._save(epoch + 1, 0, order)
         shown.epoch(row)
 
     def _check(self, order: Tensor, epoch: int) -> None:
@@ -267,9 +269,7 @@ class Trainer:
             "versions": files.versions(),
             "architecture": {
                 "name": recipe.model.architecture,
-                "arguments": {
-                    name: value for name, value in recipe.model.arguments.items() if name not in architectures.TRAINING_ONLY
-                },
+                "arguments": {name: value for name, value in recipe.model.arguments.items() if name not in TRAINING_ONLY},
                 "num_classes": self.train.num_classes,
             },
             "input": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +17,21 @@ from rsplugins.runs.record import RECORDS, read_records, to_lines
 from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo.files import sha256
-from rsplugins.zoo.sources import DATA_LICENCES, METHOD, WITHOUT, title_of
+from rsplugins.zoo.sources import METHOD, WITHOUT, terms_of, title_of
 
 LIMIT, HEADER = 16_000_000, 500_000
 """Bytes of one weights file, and those kept free for its list of tensors."""
 RECIPE = "recipe.toml"
 
 
-def add_trained(trained: Path, zoo: Path, *, summary: str = "", data_root: Path | None = None) -> Path:
+def add_trained(
+    trained: Path,
+    zoo: Path,
+    *,
+    summary: str = "",
+    data_root: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Make the folder of a model that ``rsplugins train`` or ``zoo/train_all.py`` left behind.
 
     Weights go to float16 where that costs no accuracy on the test split. What is measured is what is stored: predictions
@@ -35,6 +42,7 @@ def add_trained(trained: Path, zoo: Path, *, summary: str = "", data_root: Path 
         zoo: the folder of models.
         summary: one sentence; by default the title of ``recipes/ID.toml`` in the zoo.
         data_root: where data sets lie; without the test split there is no accuracy.
+        say: told what was packed and is left out, and why.
 
     Returns:
         The model's folder.
@@ -80,7 +88,8 @@ def add_trained(trained: Path, zoo: Path, *, summary: str = "", data_root: Path 
     write(folder, manifest)
     if table is not None:
         _predict(folder, classifier, table, recipe)
-    _take_packed(trained, folder, recipe, data_root)
+    for left_out in _take_packed(trained, folder, recipe):
+        say(left_out)
     return update(folder)
 
 
@@ -103,7 +112,7 @@ def add_evidence(folder: Path, source: Path, name: str = "") -> Path:
         _store(folder, name or "attack", {evidence.ATTACK: _dump(head), evidence.ATTACKED: rows})
         return update(folder)
     run = read_manifest(source)
-    data = {**run.data, "reference": manifest.recipe.data if run.data.get("name") else run.data["reference"]}
+    data = {**run.data, "reference": _reference(run, manifest)}
     plain = run.model_copy(update={"command": [], "model": {**run.model, "reference": f"zoo:{manifest.id}"}, "data": data})
     records = read_records(source)
     if missing := [index for index in run.selection.indices() if index not in records]:
@@ -111,6 +120,19 @@ def add_evidence(folder: Path, source: Path, name: str = "") -> Path:
     lines = "".join(to_lines(records[index] for index in run.selection.indices()))
     _store(folder, name or run.method, {evidence.RUN: plain.model_dump_json(indent=1) + "\n", RECORDS: lines})
     return update(folder)
+
+
+def _reference(run: RunManifest, manifest: manifests.Manifest) -> str:
+    """Return how the run's data are named: as in the recipe where they are the recipe's, whose place differs by machine."""
+    own, name, reference = manifest.recipe.data, str(run.data.get("name", "")), str(run.data["reference"])
+    kind, _, folder = own.partition(":")
+    if name.partition(":")[0] != kind:
+        return reference
+    if kind != "folder":
+        return own
+    parts = Path(reference.removeprefix("folder:")).parts
+    # A split may be a folder inside: folder:cifar10/test.
+    return f"folder:{'/'.join(parts[parts.index(folder) :])}" if folder in parts else reference
 
 
 def add_recipe(recipe_file: Path, zoo: Path) -> Path:
@@ -221,10 +243,9 @@ def _save(folder: Path, module: Any, dtype: Literal["float16", "float32"]) -> tu
 
 
 def _licences(data: str) -> manifests.Licences:
-    plain = data.removeprefix("folder:").partition(":")[0]
-    terms = DATA_LICENCES.get(plain)
+    terms = terms_of(data)
     if terms is None:
-        raise UsageError(f"The licence of the data set {plain!r} is not known.", fix="Add it to DATA_LICENCES in zoo/sources.py.")
+        raise UsageError(f"The licence of the data set {data!r} is not known.", fix="Add it to DATA_LICENCES in zoo/sources.py.")
     return manifests.Licences(code="Apache-2.0", weights="Apache-2.0", data=terms)
 
 
@@ -254,8 +275,11 @@ def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
     _store(folder, "accuracy", {evidence.PREDICTIONS: json.dumps(head, separators=(",", ":")) + "\n"})
 
 
-def _take_packed(trained: Path, folder: Path, recipe: Any, data_root: Path | None) -> None:
-    """Take over the records that ``zoo/train_all.py`` packed beside the weights."""
+def _take_packed(trained: Path, folder: Path, recipe: Any) -> Iterator[str]:
+    """Take over the records that ``zoo/train_all.py`` packed beside the weights; yield what is left out: some of the inputs.
+
+    The first inputs of a list are no sample of it, so a number over them alone would be about something else.
+    """
     records, about = trained / "records", trained / "evaluation.json"
     if not about.is_file():
         return
@@ -263,19 +287,27 @@ def _take_packed(trained: Path, folder: Path, recipe: Any, data_root: Path | Non
     data = {"reference": recipe.data.name, "split": recipe.data.test}
     if (records / "gaussian.jsonl").is_file():
         head, text = evidence.read_json(records / "gaussian.json"), (records / "gaussian.jsonl").read_text(encoding="utf-8")
-        run = RunManifest(
-            method="gaussian",
-            parameters=head["parameters"],
-            seed=head["seed"],
-            dtype=head["dtype"],
-            model={"reference": f"zoo:{recipe.name}", "sha256": head["weights"]},
-            data=data,
-            selection=Selection.of([json.loads(line)["index"] for line in text.splitlines()]),
-            execution={"device": "cpu" if found["device"] == "cpu" else "cuda", "device_name": found["device"]},
-            versions=found["versions"],
-            plugin={"distribution": "rsplugins", "version": found["versions"].get("rsplugins", "")},
-        )
-        _store(folder, "gaussian", {evidence.RUN: run.model_dump_json(indent=1) + "\n", RECORDS: text})
+        indices = [json.loads(line)["index"] for line in text.splitlines()]
+        planned = list(range(0, found["images"], head["stride"]))
+        if indices == planned:
+            run = RunManifest(
+                method="gaussian",
+                parameters=head["parameters"],
+                seed=head["seed"],
+                dtype=head["dtype"],
+                model={"reference": f"zoo:{recipe.name}", "sha256": head["weights"]},
+                data=data,
+                selection=Selection.of(planned),
+                execution={"device": "cpu" if found["device"] == "cpu" else "cuda", "device_name": found["device"]},
+                versions=found["versions"],
+                plugin={"distribution": "rsplugins", "version": found["versions"].get("rsplugins", "")},
+            )
+            _store(folder, "gaussian", {evidence.RUN: run.model_dump_json(indent=1) + "\n", RECORDS: text})
+        else:
+            yield (
+                f"{recipe.name}: the packed certificates are of {len(indices)} of the {len(planned)} inputs and are left out; "
+                f"go on with train_all.py, or use `rsplugins certify --model zoo:{recipe.name}`"
+            )
     if (records / evidence.ATTACKED).is_file() and "result" in (head := evidence.read_json(records / evidence.ATTACK)):
         head["settings"] |= {"data": data["reference"], "split": data["split"], "model": f"zoo:{recipe.name}"}
         head.setdefault("ran", {"device": found["device"], "versions": found["versions"]})

@@ -89,6 +89,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _run(run: Run) -> Iterator[dict[str, Any]]:
+    if run.manifest.imported is not None:
+        raise ValueError("it was imported from another program's log, which shows no evidence")
+    if run.missing or run.strays:
+        raise ValueError(f"{len(run.missing)} inputs of the selection have no record, {len(run.strays)} others have one")
     summary, manifest = summarise(run), run.manifest
     guarantee = Guarantee(summary["guarantee"])
     shared = {
@@ -124,6 +128,9 @@ def _attack(found: list[Path]) -> Iterator[dict[str, Any]]:
     head = read_json(found[0])
     settings, ran = head["settings"], head["ran"]
     rows = [json.loads(line) for line in found[1].read_text(encoding="utf-8").splitlines()]
+    # Every input of the attack once, with every attack: a number over chosen inputs would be about something else.
+    if [row["index"] for row in rows] != list(range(settings["images"])) or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(f"the inputs are not 0 to {settings['images'] - 1}, each once and with the same attacks")
     shared = {"data": settings["data"], "split": settings["split"], "images": len(rows), "device": ran["device"]}
     shared["version"] = ", ".join(f"{key} {value}" for key, value in ran["versions"].items() if key != "python")
     yield {**shared, "metric": "accuracy", **_rate(sum(row["clean"] for row in rows), len(rows))}

@@ -5,13 +5,14 @@ Only the files that a manifest names are taken, and nothing is loaded: hashes ar
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
-import shutil
 import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,8 +24,8 @@ from rsplugins.zoo import store
 from rsplugins.zoo.files import check_head, sha256
 from rsplugins.zoo.manifest import Manifest
 
-LARGEST = 2_000_000_000
-"""Bytes that one file may have."""
+LARGEST, LARGEST_TEXT = 2_000_000_000, 1_000_000
+"""Bytes that one file may have, and a manifest."""
 _EVIDENCE = (("manifest.json", "records.jsonl"), ("attack.json", "attacked.jsonl"), ("predictions.json",))
 _EXTRA = ("README.md", "curve.png")
 _HUB = re.compile(r"(?:hf:|https://huggingface\.co/)?([\w.-]+/[\w.-]+?)/?")
@@ -61,7 +62,8 @@ def fetch(source: str, *, identifier: str = "", destination: Path | None = None)
 def _take(read: Read, home: Path, source: str) -> Path:
     """Copy one model beside its place, check it, and move it there."""
     with tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) / "new"
+        folder.mkdir()
         _copy(read, manifests.FILE, folder, source)
         manifest = manifests.read(folder)
         for name in names(manifest):
@@ -74,12 +76,28 @@ def _take(read: Read, home: Path, source: str) -> Path:
         check(folder, manifest)
         place = home / manifest.id
         if place.exists():
-            shutil.rmtree(place)
-        # The folder itself belongs to the context manager: what is in it moves.
-        place.mkdir()
-        for entry in folder.iterdir():
-            entry.rename(place / entry.name)
+            _check_same(place, folder)
+            place.rename(Path(temporary) / "old")
+        folder.rename(place)
     return place
+
+
+def _check_same(place: Path, folder: Path) -> None:
+    """Refuse to replace another model: it may be the only copy.
+
+    Raises:
+        UsageError: what lies there has another manifest, or files that were not fetched.
+    """
+    there, here = place / manifests.FILE, folder / manifests.FILE
+    known = {file.relative_to(folder) for file in folder.rglob("*")} | {Path(name) for name in _EXTRA}
+    others = sorted(str(file.relative_to(place)) for file in place.rglob("*") if file.relative_to(place) not in known)
+    if others or not there.is_file() or there.read_bytes() != here.read_bytes():
+        what = f"has files of its own ({others[0]})" if others else "is another version of it"
+        raise UsageError(
+            f"{place} is there already and {what}.",
+            cause="fetching would replace it, and it may be the only copy.",
+            fix="Move or remove that folder, or fetch to another one with --to.",
+        )
 
 
 def names(manifest: Manifest) -> list[str]:
@@ -130,12 +148,16 @@ def _copy_evidence(read: Read, directory: str, folder: Path, source: str) -> Non
 def _opened(source: str) -> Iterator[list[tuple[str, Read]]]:
     """Open a source, and give the models in it by the name of their folder."""
     path = Path(source).expanduser()
+    try:
+        scheme = urlsplit(source).scheme
+    except ValueError as error:  # a bracket that is not closed
+        raise UsageError(f"{source!r} is no address: {error}.", fix="Check it.") from None
     if path.is_dir():
         yield list(_in_folder(path))
     elif path.is_file():
         with _zip(path, source) as models:
             yield models
-    elif urlsplit(source).scheme in ("http", "https") and not _HUB.fullmatch(source):
+    elif scheme in ("http", "https") and not _HUB.fullmatch(source):
         with _address(source) as models:
             yield models
     elif _HUB.fullmatch(source) and not source.startswith((".", "/")):
@@ -172,7 +194,8 @@ def _zip(path: Path, source: str) -> Iterator[list[tuple[str, Read]]]:
             place = PurePosixPath(member)
             if place.name == manifests.FILE:
                 prefix = "" if str(place.parent) == "." else f"{place.parent}/"
-                models.append((_identifier(archive.read(member)), _unzip(archive, members, prefix)))
+                read = _unzip(archive, members, prefix)
+                models.append((_identifier(read(manifests.FILE) or b""), read))
         yield models
 
 
@@ -186,9 +209,13 @@ def _unzip(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], prefix
         info = members.get(prefix + name)
         if info is None:
             return None
-        if info.file_size > LARGEST:
-            raise CheckpointError(f"{name} would have {info.file_size} bytes; at most {LARGEST} are taken.")
-        return archive.read(info)
+        largest = LARGEST_TEXT if name == manifests.FILE else LARGEST
+        if info.file_size > largest:
+            raise CheckpointError(f"{name} would have {info.file_size} bytes; at most {largest} are taken.")
+        try:
+            return archive.read(info)
+        except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:  # RuntimeError: it is encrypted
+            raise CheckpointError(f"{name} cannot be read from the zip: {error}.", fix="Get the zip again.") from None
 
     return read
 
@@ -227,7 +254,7 @@ def _download(address: str) -> bytes | None:
         if error.code == 404:
             return None
         raise CheckpointError(f"{address} answers {error.code} {error.reason}.", fix="Check the address, or try later.") from None
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise CheckpointError(f"{address} cannot be reached: {error}.", fix="Check the address and the connection.") from None
     if len(data) > LARGEST:
         raise CheckpointError(f"{address} has more than {LARGEST} bytes, which is more than is taken.")

@@ -22,6 +22,8 @@ CERTIFIED, PREDICTED, SAMPLES = 3, 64, 500
 """Inputs that are certified and predicted again, and noise samples an input."""
 UNLIKELY = 1e-6
 """Votes whose share would differ that much by chance with this probability are said to differ."""
+FAR = 5.0
+"""Standard deviations by which means of scores may differ."""
 
 
 def load_once(
@@ -96,7 +98,8 @@ def _certified(
         # A radius that the run decided may be out of reach of fewer samples.
         parameters["stop_at"] = ()
     dtype: Any = run.dtype
-    certificates = certify(classifier, images, run.method, seed=run.seed, indices=indices, dtype=dtype, **parameters)
+    function: dict[str, Any] = {"dtype": dtype, "compile": run.compile, "sound": run.sound}
+    certificates = certify(classifier, images, run.method, seed=run.seed, indices=indices, **function, **parameters)
     problems = []
     for record, certificate in zip(chosen, certificates, strict=True):
         if record.label != data[record.index][1]:
@@ -108,7 +111,8 @@ def _certified(
 def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """Yield what differs between recorded evidence and that of a smaller run.
 
-    Votes are compared by shares, whose difference has to be one of chance; everything else has to agree up to rounding.
+    Votes are compared by shares and scores by means, whose difference has to be one of chance; everything else has to agree up to
+    rounding.
 
     Example:
         >>> list(compare({"estimation": {"3": 9000, "5": 1000}}, {"estimation": {"3": 90, "5": 10}}))
@@ -121,6 +125,10 @@ def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is missing"
         elif _is_votes(value) and _is_votes(here[key]):
             yield from _compare_votes(key, value, here[key])
+        elif _is_scores(value) and _is_scores(here[key]):
+            yield from _compare_scores(key, value, here[key])
+        elif key == "n":
+            continue  # how many samples were drawn, which is what is smaller here
         elif not _close(value, here[key]):
             yield f"{key} was {_brief(value)}, now {_brief(here[key])}"
 
@@ -136,6 +144,19 @@ def _compare_votes(key: str, there: Mapping[str, int], here: Mapping[str, int]) 
         share, now = (count + 1) / (total + 2), here.get(name, 0)
         if binomtest(now, drawn, share).pvalue < UNLIKELY:
             yield f"{key}: class {name} had {count} of {total} votes, now {now} of {drawn}"
+
+
+def _is_scores(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"n", "sums"} <= value.keys() and value["n"] > 0
+
+
+def _compare_scores(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    # Scores lie in [0, 1], so a mean of n has a standard deviation of at most 0.5 / sqrt(n).
+    allowed = FAR * 0.5 * math.sqrt(1 / there["n"] + 1 / here["n"])
+    for name in there["sums"].keys() | here["sums"].keys():
+        was, now = there["sums"].get(name, 0.0) / there["n"], here["sums"].get(name, 0.0) / here["n"]
+        if abs(was - now) > allowed:
+            yield f"{key}: class {name} had a mean score of {was:.4f}, now {now:.4f}"
 
 
 def _close(a: Any, b: Any) -> bool:

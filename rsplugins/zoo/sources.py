@@ -22,6 +22,9 @@ page states none) and places365 (the README, which licenses the pretrained netwo
 ask the source named before relying on one.
 """
 
+TRAINING_ONLY = ("orthogonal",)
+"""Arguments of architectures that say how weights are trained, not what is computed with them: in recipes, not in manifests."""
+
 METHOD = {
     "gaussian": "Cohen, Rosenfeld, Kolter: Certified Adversarial Robustness via Randomized Smoothing (ICML 2019)",
     "macer": "Zhai et al.: MACER (ICLR 2020)",
@@ -57,6 +60,16 @@ WITHOUT = {
     ),
 }
 """Data sets that are not shipped and were not there: how many classes, and what a manifest without weights says."""
+
+
+def terms_of(data: str) -> str | None:
+    """Return the terms of the data set that a reference names, or None when they are not known.
+
+    Example:
+        >>> terms_of("folder:cifar10") == terms_of("cifar10") != None
+        True
+    """
+    return DATA_LICENCES.get(data.removeprefix("folder:").partition(":")[0])
 
 
 def title_of(recipe: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,12 @@ from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo.files import safetensors_header, sha256
 from rsplugins.zoo.manifest import Manifest, Result
+from rsplugins.zoo.sources import TRAINING_ONLY, terms_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 SHARD = 16_000_000
 """Bytes that a weights file stays below."""
@@ -73,8 +80,31 @@ def _names(folder: Path, manifest: Manifest) -> Iterator[str]:
         return
     if (found := sha256(recipe)) != manifest.recipe.sha256:
         yield f"{recipe.name} has sha256 {found[:12]}..., the manifest says {manifest.recipe.sha256[:12]}..."
-    if f'name = "{manifest.id}"' not in recipe.read_text(encoding="utf-8").splitlines():
-        yield f"{recipe.name} is not the recipe of {manifest.id}"
+    try:
+        yield from _recipe(tomllib.loads(recipe.read_text(encoding="utf-8")), manifest)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield f"{recipe.name} cannot be read: {type(error).__name__}: {error}"
+
+
+def _recipe(recipe: dict[str, Any], manifest: Manifest) -> Iterator[str]:
+    """Yield what the manifest says and its recipe does not."""
+    if recipe["name"] != manifest.id:
+        yield f"recipe.toml is not the recipe of {manifest.id}"
+    data, model, training = recipe["data"], recipe["model"], manifest.training
+    arguments = {key: value for key, value in model.get("arguments", {}).items() if key not in TRAINING_ONLY}
+    said: list[tuple[str, Any, Any]] = [
+        ("recipe.data", manifest.recipe.data, data["name"]),
+        ("architecture.name", manifest.architecture.name, model["architecture"]),
+        ("architecture.arguments", manifest.architecture.arguments, arguments),
+        ("input.mean", manifest.input.mean, model.get("mean")),
+        ("input.std", manifest.input.std, model.get("std")),
+    ]
+    if training is not None:
+        said += [("training.seed", training.seed, recipe.get("seed", 0))]
+        said += [("training.epochs", training.epochs, recipe["training"]["epochs"])]
+    for name, value, wanted in said:
+        if not _same(value, wanted):
+            yield f"{name} is {value!r}, the recipe says {wanted!r}"
 
 
 def _weights(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -104,6 +134,9 @@ def _licences(manifest: Manifest) -> Iterator[str]:
     for name, text in manifest.licences:
         if re.fullmatch(r"\s*|unknown|todo|tbd|\?+", text, re.IGNORECASE):
             yield f"licences.{name} is {text!r}"
+    terms = terms_of(manifest.recipe.data)
+    if terms is not None and manifest.licences.data != terms:
+        yield f"licences.data is {manifest.licences.data!r}; what is known of {manifest.recipe.data}: {terms!r}"
 
 
 def _numbers(folder: Path, manifest: Manifest) -> Iterator[str]:

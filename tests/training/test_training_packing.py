@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -139,12 +140,17 @@ def test_packing_stores_what_was_measured(tmp_path):
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 500_000
 
 
-def test_the_batch_script_trains_measures_and_packs(tmp_path, capsys):
+@pytest.fixture
+def script():
     specification = importlib.util.spec_from_file_location("train_all", ZOO / "train_all.py")
     assert specification is not None
-    script = importlib.util.module_from_spec(specification)
+    module = importlib.util.module_from_spec(specification)
     assert specification.loader is not None
-    specification.loader.exec_module(script)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_batch_script_trains_measures_and_packs(script, tmp_path, capsys):
     path = ZOO / "recipes/digits-cnn.digits-gaussian025-v2.toml"
     small = ["training.epochs=2", "schedule.warmup=1", "evaluation.n=100", "evaluation.stride=90"]
     options = [word for value in small for word in ("--set", value)]
@@ -157,3 +163,72 @@ def test_the_batch_script_trains_measures_and_packs(tmp_path, capsys):
     assert {entry.name for entry in folder.iterdir()} == {
         "model.safetensors", "recipe.toml", "training.json", "metrics.jsonl", "curves.png", "evaluation.json", "records",
     }  # fmt: skip
+
+
+def _recipes(tmp_path, *names):
+    """Recipes of one epoch on digits, under these names."""
+    text = (ZOO / "recipes/digits-cnn.digits-gaussian025-v2.toml").read_text()
+    for name in names:
+        (tmp_path / f"{name}.toml").write_text(text.replace("digits-cnn.digits-gaussian025-v2", name))
+    small = ["training.epochs=1", "schedule.warmup=0.5", "evaluation.n=100", "evaluation.stride=90"]
+    options = [word for value in small for word in ("--set", value)]
+    return [*(str(tmp_path / f"{name}.toml") for name in names), "--out", str(tmp_path / "out"), "--device", "cpu", *options]
+
+
+def test_a_model_that_fails_in_whatever_way_leaves_the_others_alone(script, tmp_path, monkeypatch, capsys):
+    names = ["cnn.digits-one-v1", "cnn.digits-two-v1", "cnn.digits-three-v1"]
+    fit, measure = script.Trainer.fit, script.measure
+
+    def failing_fit(self, *arguments):
+        if self.recipe.name == names[1]:
+            raise torch.OutOfMemoryError("no memory left")
+        return fit(self, *arguments)
+
+    def failing_measure(classifier, recipe, *rest, **named):
+        if recipe.name == names[0]:
+            raise ValueError("a fault of ours")
+        return measure(classifier, recipe, *rest, **named)
+
+    monkeypatch.setattr(script.Trainer, "fit", failing_fit)
+    monkeypatch.setattr(script, "measure", failing_measure)
+    assert script.main(_recipes(tmp_path, *names)) == 1
+    printed = capsys.readouterr()
+    assert [json.loads(line)["name"] for line in printed.out.splitlines()] == [names[2]]
+    assert f"{names[1]}: FAILED in training: no memory left" in printed.err
+    assert f"{names[0]}: FAILED in measuring: a fault of ours" in printed.err
+    # The weights of the first were stored before anything was measured.
+    assert json.loads((tmp_path / "out" / names[0] / "evaluation.json").read_text())["accuracy"] > 0.05
+    assert (tmp_path / "out" / names[0] / "model.safetensors").exists()
+    assert not (tmp_path / "out" / names[1]).exists()
+
+
+def test_a_model_that_cannot_be_compiled_is_trained_without(script, tmp_path, monkeypatch, capsys):
+    fit = script.Trainer.fit
+
+    def failing_fit(self, *arguments):
+        if self.recipe.training.compile:
+            raise RuntimeError("no compiler")
+        return fit(self, *arguments)
+
+    monkeypatch.setattr(script.Trainer, "fit", failing_fit)
+    assert script.main([*_recipes(tmp_path, "cnn.digits-one-v1"), "--set", "training.compile=true"]) == 0
+    assert "FAILED compiled; it is trained without torch.compile: no compiler" in capsys.readouterr().err
+    assert "compile = false" in (tmp_path / "out" / "cnn.digits-one-v1" / "recipe.toml").read_text()
+
+
+def test_what_comes_home_in_parts_is_whole(script, tmp_path):
+    """The lines that the script's own text gives for machines from which few and small files come back."""
+    arguments = _recipes(tmp_path, "cnn.digits-one-v1", "cnn.digits-two-v1")
+    assert script.main(arguments) == 0
+    pack = next(line.strip() for line in script.__doc__.splitlines() if line.strip().startswith("tar -c"))
+    unpack = script.__doc__.partition("at home: ")[2].splitlines()[0]
+    (tmp_path / "home").mkdir()
+    pack = pack.replace("-C OUT", "-C out").replace("15000000", "50000").replace("HOME/", "home/")
+    subprocess.run(["bash", "-euc", f"{pack}; cd home; {unpack}"], cwd=tmp_path, check=True)
+    parts = sorted((tmp_path / "home").glob("models.tar.*"))
+    assert len(parts) > 2
+    for name in ("cnn.digits-one-v1", "cnn.digits-two-v1"):
+        for file in (tmp_path / "out" / name).rglob("*"):
+            if file.is_file():
+                assert (tmp_path / "home/models" / file.relative_to(tmp_path / "out")).read_bytes() == file.read_bytes()
+    assert not (tmp_path / "home/models/.runs").exists()

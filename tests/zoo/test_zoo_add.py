@@ -90,6 +90,48 @@ def test_what_the_batch_script_packs_is_taken_over_with_its_device(tmp_path, sho
     assert manifest.read(folder).function_sha256 == packed["weights"]
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_certificates_of_the_first_inputs_only_are_left_out_and_said(tmp_path, shop, done):
+    from rsplugins.training import Trainer, load_recipe
+    from rsplugins.training.packing import pack
+
+    changes = {"training.epochs": 1, "schedule.warmup": 0.5, "evaluation.n": 200, "evaluation.stride": 90}
+    recipe = load_recipe(RECIPE, changes)
+    trainer = Trainer(recipe, tmp_path / "run", device="cpu", quiet=True)
+    pack(trainer.fit(), recipe, trainer.test, tmp_path / "packed", deadline=0.0 if done == 0 else None)
+    path = tmp_path / "packed" / "records" / "gaussian.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:done]))
+    said: list[str] = []
+    folder = add_trained(tmp_path / "packed", shop, say=said.append)
+    assert [text.partition(" and are")[0] for text in said] == [f"{NAME}: the packed certificates are of {done} of the 4 inputs"]
+    assert {result.metric for result in manifest.read(folder).results} == {"accuracy"}
+
+
+def test_a_run_on_other_data_keeps_their_name(trained, shop, tmp_path):
+    folder = add_trained(trained, shop)
+    other = shutil.copytree(ZOO / NAME / "records" / "gaussian", tmp_path / "other")
+    about = json.loads((other / "manifest.json").read_text())
+    about["model"]["sha256"] = manifest.read(folder).function_sha256
+    for data, named in (
+        ({"name": "digits", "reference": "digits"}, "digits"),
+        ({"name": "something-else", "reference": "mine"}, "mine"),
+        ({"name": "folder:test", "reference": "folder:/somewhere/cifar10/test"}, "folder:/somewhere/cifar10/test"),
+    ):
+        (other / "manifest.json").write_text(json.dumps({**about, "data": {**about["data"], **data}}))
+        add_evidence(folder, other)
+        assert {result.data for result in manifest.read(folder).results if result.records == "gaussian"} == {named}
+
+
+def test_a_folder_of_the_recipes_data_is_named_without_its_place():
+    from rsplugins.runs.manifest import read_manifest
+    from rsplugins.zoo.add import _reference
+
+    name = "latent-cifar10.cifar10-jpeg-gaussian025-small-v1"
+    run = read_manifest(ZOO / name / "records" / "gaussian")
+    run = run.model_copy(update={"data": {"name": "folder:test", "reference": "folder:/somewhere/cifar10/test"}})
+    assert _reference(run, manifest.read(ZOO / name)) == "folder:cifar10/test"
+
+
 def test_evidence_about_other_weights_is_refused(trained, shop, tmp_path):
     folder = add_trained(trained, shop)
     other = shutil.copytree(ZOO / NAME / "records" / "gaussian", tmp_path / "other")

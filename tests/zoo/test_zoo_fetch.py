@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
+import socket
 import sys
 import threading
 import zipfile
@@ -207,3 +208,42 @@ def test_the_command_says_where_the_model_went(source, shop, monkeypatch, capsys
         main()
     assert done.value.code == 0
     assert capsys.readouterr().out.strip() == f"{NAME}: {shop / NAME}"
+
+
+def test_another_model_of_that_name_is_not_replaced(source, shop):
+    (place,) = fetch(str(source), destination=shop)
+    fetch(str(source), destination=shop)  # the same again is fine
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"has files of its own \(notes.txt\)"):
+        fetch(str(source), destination=shop)
+    (place / "notes.txt").unlink()
+    text = (place / manifest.FILE).read_text()
+    (place / manifest.FILE).write_text(text.replace("Gaussian", "My own", 1))
+    with pytest.raises(UsageError, match="is another version of it"):
+        fetch(str(source), destination=shop)
+    assert "My own" in (place / manifest.FILE).read_text()
+    assert [path.name for path in shop.glob(".fetch-*")] == []
+
+
+def test_an_answer_that_is_no_answer_is_explained(shop):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"garbage\r\n\r\n"), daemon=True).start()
+        with pytest.raises(CheckpointError, match="cannot be reached"):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}/model", destination=shop)
+    with pytest.raises(UsageError, match="is no address"):
+        fetch("https://[::1/model", destination=shop)
+
+
+def test_a_damaged_or_swollen_zip_is_explained(source, shop, tmp_path, monkeypatch):
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in source.rglob("*"):
+            archive.write(file, file.relative_to(source))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"schema_version = 1", b"schema_version = 2"))
+    with pytest.raises(CheckpointError, match="cannot be read from the zip"):
+        fetch(str(path), destination=shop)
+    path.write_bytes(whole)
+    monkeypatch.setattr("rsplugins.zoo.fetch.LARGEST_TEXT", 100)
+    with pytest.raises(CheckpointError, match="at most 100 are taken"):
+        fetch(str(path), destination=shop)

@@ -116,10 +116,30 @@ def test_weights_that_are_not_those_of_the_manifest_are_refused(own_zoo):
         rsplugins.load(f"zoo:{DEFAULT_MODEL}")
 
 
-def test_a_manifest_cannot_import_what_it_likes(own_zoo):
-    edit(own_zoo, 'name = "digits_cnn"', 'name = "subprocess:Popen"')
-    with pytest.raises(CheckpointError, match="'subprocess:Popen', which is not imported"):
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        'name = "subprocess:Popen"',
+        'name = "rsplugins.models:load"\narguments = { reference = "file:x", architecture = "os:system" }',
+        'name = "rsplugins.models.architectures:build"',
+        'name = "timm.models:load_checkpoint"',
+        'name = "timm.models:resnet18"\narguments = { pretrained_cfg = { file = "x" } }',
+        'name = "torchvision.models:get_model"',
+        'name = "torchvision.models:resnet18"\narguments = { weights = "DEFAULT" }',
+    ],
+)
+def test_a_manifest_cannot_run_what_it_likes(own_zoo, architecture, monkeypatch):
+    monkeypatch.setattr("rsplugins.models.architectures.build", lambda *_, **__: pytest.fail("it was built"))
+    edit(own_zoo, 'name = "digits_cnn"', architecture)
+    with pytest.raises(CheckpointError, match="which is not built"):
         rsplugins.load(f"zoo:{DEFAULT_MODEL}")
+
+
+@pytest.mark.parametrize("name", ["timm.models:resnet18", "torchvision.models:resnet18", "torchvision.models.video:r3d_18"])
+def test_registered_networks_of_timm_and_torchvision_may_be_named(name):
+    from rsplugins.models.zoo import _check_architecture
+
+    _check_architecture(manifest.Architecture(name=name, num_classes=10, arguments={"zero_init_residual": True}), "x")
 
 
 def test_a_model_without_weights_says_why(own_zoo):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,16 @@ from pathlib import Path
 import pytest
 from scipy.stats import beta, norm
 
+from rsplugins.certification import prepare
+from rsplugins.certifier import Execution
+from rsplugins.data import load
+from rsplugins.errors import CheckpointError
+from rsplugins.host import get_host
+from rsplugins.models.zoo import load_folder
+from rsplugins.runs.execute import execute
+from rsplugins.runs.imports import claimed_parameters, import_log
 from rsplugins.zoo import DEFAULT_MODEL, evidence, manifest
+from rsplugins.zoo.add import add_evidence, update
 from rsplugins.zoo.sample import compare
 from rsplugins.zoo.verify import verify
 
@@ -80,7 +90,12 @@ DAMAGE = {
     "an invented number": ("manifest.toml", "radius = 0.75", "radius = 0.76", "at 0.76 by gaussian: no such number follows"),
     "a larger sigma": ("records/gaussian/manifest.json", '"sigma": 0.25', '"sigma": 0.5', "sigma is 0.25, recomputed 0.5"),
     "votes added": ("records/gaussian/records.jsonl", '"0":9999,"9":1', '"0":10000', "records_sha256 is"),
-    "a record lost": ("records/gaussian/records.jsonl", '{"index":0,', '{"index":1000,', "images is 360, recomputed 359"),
+    "a record lost": (
+        "records/gaussian/records.jsonl",
+        '{"index":0,',
+        '{"index":1000,',
+        "1 inputs of the selection have no record, 1 others have one",
+    ),
     "a prediction": (
         "records/accuracy/predictions.json",
         '"predictions":[0,',
@@ -93,6 +108,16 @@ DAMAGE = {
         '"model":{"sha256":"0',
         "is about other weights (0",
     ),
+    "another seed": ("manifest.toml", "seed = 0", "seed = 1", "training.seed is 1, the recipe says 0"),
+    "more epochs": ("manifest.toml", "\nepochs = 300", "\nepochs = 30", "training.epochs is 30, the recipe says 300"),
+    "another data set": (
+        "manifest.toml",
+        '\ndata = "digits"',
+        '\ndata = "mnist"',
+        "recipe.data is 'mnist', the recipe says 'digits'",
+    ),
+    "other terms": ("manifest.toml", 'data = "CC BY 4.0', 'data = "MIT', "what is known of digits: 'CC BY 4.0"),
+    "another normalisation": ("manifest.toml", "std = [0.376]", "std = [0.4]", "input.std is"),
     "not JSON": ("records/accuracy/predictions.json", "{", "", "predictions.json cannot be read"),
     "another recipe": ("recipe.toml", "epochs = 300", "epochs = 30", "recipe.toml has sha256"),
     "a recipe's name": ("recipe.toml", 'name = "digits-cnn.digits', 'name = "cnn.digits', "is not the recipe of"),
@@ -183,3 +208,64 @@ def test_verifying_quickly_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("change", ["repeated", "dropped", "an attack left out"])
+def test_chosen_inputs_of_an_attack_are_no_evidence(tmp_path, change):
+    """What survived, repeated to the planned number or alone, would give an accuracy of 1."""
+    folder = shutil.copytree(ZOO / "mnist-cnn.mnist-at-v1", tmp_path / "mnist-cnn.mnist-at-v1")
+    path = folder / "records" / "attack" / "attacked.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    survived = [row for row in rows if row["autoattack"]]
+    if change == "repeated":
+        rows = (survived * 2)[: len(rows)]
+    elif change == "dropped":
+        rows = survived
+    else:
+        del rows[1]["autoattack"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CheckpointError, match="each once and with the same attacks"):
+        update(folder)
+    assert any("each once" in problem for problem in verify(folder, quick=True).problems)
+
+
+def test_chosen_inputs_of_a_run_are_no_evidence(model):
+    place = model / "records" / "gaussian"
+    lines = (place / "records.jsonl").read_text().splitlines(keepends=True)
+    (place / "records.jsonl").write_text("".join(lines[:100]))
+    with pytest.raises(CheckpointError, match="260 inputs of the selection have no record"):
+        update(model)
+    (place / "records.jsonl").write_text("".join(lines))
+    update(model)
+
+
+def test_an_imported_log_is_no_evidence(model, tmp_path):
+    (tmp_path / "log.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t0\t0\t9.0\t1\t0:00:01\n")
+    claimed = claimed_parameters(guarantee="probabilistic", norm="l2", alpha=0.001, sigma=0.25, n=10_000)
+    import_log(tmp_path / "log.tsv", tmp_path / "log", method="gaussian", claimed=claimed)
+    place = model / "records" / "gaussian"
+    for name in ("manifest.json", "records.jsonl"):
+        shutil.copyfile(tmp_path / "log" / name, place / name)
+    with pytest.raises(CheckpointError, match="imported from another program"):
+        evidence.measure(model, "gaussian")
+
+
+def test_scores_and_adaptive_numbers_of_samples_are_run_again(model, tmp_path):
+    for method in ("gaussian-soft", "covariance-guided"):
+        entry, classifier, data = get_host().find("certifier", method), load_folder(model), load("digits")
+        certifier = prepare(entry, classifier, {"sigma": 0.25, "n": 1500}, Execution())
+        execute(entry, certifier, data, range(4), tmp_path / method)
+        add_evidence(model, tmp_path / method, method)
+    report = verify(model)
+    assert report.problems == []
+    assert {"gaussian-soft on 3 inputs", "covariance-guided on 3 inputs"} <= set(report.rerun)
+
+
+def test_other_scores_are_seen():
+    there = {"estimation": {"n": 1000, "sums": {"3": 900.0, "5": 100.0}, "squares": {}}}
+    assert not list(compare(there, {"estimation": {"n": 500, "sums": {"3": 440.0, "5": 60.0}}}))
+    other = list(compare(there, {"estimation": {"n": 500, "sums": {"3": 100.0, "5": 400.0}}}))
+    assert sorted(other) == [
+        "estimation: class 3 had a mean score of 0.9000, now 0.2000",
+        "estimation: class 5 had a mean score of 0.1000, now 0.8000",
+    ]
