@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
@@ -118,7 +119,7 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
             yield from (Gathered(index, {}, 0, 0.0, error=error) for index, error in failed.items())
             return
         lift = Lift(plan.windows, plan.resize)
-        sampler = self._sampler(plan, lift)
+        sampler = self._sampler(*self._function(plan, lift))
 
         def work() -> Iterator[tuple[int, torch.Tensor, Program]]:
             blank = torch.zeros((len(plan.windows.positions), *plan.item_shape) if self._lifted else plan.shape)
@@ -146,7 +147,11 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
                 failed[entry.index] = " ".join(str(error).split())
         return None, []
 
-    def _sampler(self, plan: Plan, lift: Lift) -> Sampler:
+    def describe(self) -> dict[str, Any]:
+        """Return what, besides the classifier, makes up the function that is certified, as JSON values."""
+        return self._sampler(self.classifier, self.execution).describe()
+
+    def _function(self, plan: Plan, lift: Lift) -> tuple[Reduced, Execution]:
         windows = len(plan.windows.positions)
         size = self.execution.batch_size
         limit = 256 if size == "auto" else size
@@ -161,23 +166,29 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
             limit=limit,
             probabilities=soft,
         )
-        execution = self.execution if size == "auto" else replace(self.execution, batch_size=max(1, size // windows))
+        return function, self.execution if size == "auto" else replace(self.execution, batch_size=max(1, size // windows))
+
+    def _sampler(self, function: nn.Module, execution: Execution) -> Sampler:
         return Sampler(
             function,
             gaussian_noise(self.parameters.sigma, self.execution),
             self.classifier.num_classes,
             execution,
-            tally="values" if soft else "votes",
+            tally="values" if self.parameters.noise == "soft" else "votes",
             device=self.classifier.device,
-            dtype=self.classifier.dtype,
+            dtype=self._dtype(),
         )
 
     def _item(self, lift: Lift, image: torch.Tensor) -> torch.Tensor:
         if not self._lifted:
             return image
         with torch.inference_mode():
-            windows: torch.Tensor = lift(image[None])[0]
+            windows: torch.Tensor = lift(image[None].to(self._dtype()))[0]
         return windows
+
+    def _dtype(self) -> torch.dtype:
+        # A half-precision classifier rounds after the noise: an image rounded before it would be another image.
+        return torch.promote_types(self.classifier.dtype, torch.float32)
 
     def _program(self, plan: Plan) -> Program:
         n0, n = self.parameters.n0, self.parameters.n

@@ -71,7 +71,8 @@ class Reduced(nn.Module):
         lifted: whether windows come in instead of images.
         chunk: frames that the classifier takes; a longer sub-video is cut into chunks whose scores are averaged. None for images.
         limit: most windows in one forward pass; bounds the memory whatever the number of windows.
-        probabilities: return probabilities (reduced probabilities, or the softmax of reduced logits) instead of scores.
+        probabilities: return probabilities (reduced probabilities, or the softmax of reduced logits) instead of scores, computed
+            in float64, as a bound of their mean needs; votes keep the classifier's dtype, which says how clear a gap is.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Reduced(nn.Module):
             flat = self._scores(stacked.flatten(0, 1))
             scores = _REDUCE[self.reduce](flat.reshape(len(x), windows, -1))
         if self.probabilities and self.scores == "logits":
-            return scores.softmax(1)
+            return scores.softmax(1, dtype=scores.dtype)
         return scores
 
     def _scores(self, windows: Tensor) -> Tensor:
@@ -119,4 +120,7 @@ class Reduced(nn.Module):
     def _classify(self, windows: Tensor) -> Tensor:
         parts = [windows[start : start + self.limit] for start in range(0, len(windows), self.limit)]
         logits = torch.cat([self.classifier(part) for part in parts])
-        return logits.softmax(1) if self.scores == "probabilities" else logits
+        if self.probabilities:
+            logits = logits.double()
+        # With a dtype, as autocast would choose another.
+        return logits.softmax(1, dtype=logits.dtype) if self.scores == "probabilities" else logits

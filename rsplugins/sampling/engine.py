@@ -18,7 +18,7 @@ from rsplugins.certificate import Gathered
 from rsplugins.errors import InputValueError, ParameterError, RspluginsWarning
 from rsplugins.execution import Execution
 from rsplugins.sampling import tuning
-from rsplugins.sampling.noise import NoiseSource
+from rsplugins.sampling.noise import EXACT, NoiseSource, too_coarse
 from rsplugins.sampling.readers import Reader, Sample, ScoreReader, VoteReader
 from rsplugins.sampling.slots import Clock, Segment, Slot
 from rsplugins.sampling.tally import Program
@@ -53,7 +53,10 @@ class Sampler:
         execution: batch size, dtype, compilation, layout.
         tally: ``"votes"``; ``"scores"``, softmax probabilities; or ``"values"``, what the function returns taken as scores.
         device: where the function lives; None takes that of its first parameter, or the CPU.
-        dtype: of the noisy items; bfloat16 in ``execution`` is autocast on top of it.
+        dtype: of the noisy items, float32 or float64; bfloat16 in ``execution`` is autocast on top of it.
+
+    Raises:
+        ParameterError: ``dtype`` is coarser than float32, which would round items before their noise.
 
     Example:
         >>> from rsplugins.sampling import Draw, GaussianNoise
@@ -83,6 +86,8 @@ class Sampler:
             raise ParameterError(f"tally is {tally!r}; expected one of {', '.join(get_args(TallyName))}.")
         if execution.batch_size != "auto" and execution.batch_size < 1:
             raise ParameterError(f"batch_size is {execution.batch_size!r}; expected 'auto' or a number of at least 1.")
+        if dtype not in EXACT:
+            raise too_coarse(dtype)
         wants = execution.channels_last
         self.channels_last = tuning.prefers_channels_last(function) if wants is None else wants
         self.batch_size = 0 if execution.batch_size == "auto" else int(execution.batch_size)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rsplugins.errors import InputValueError
 from rsplugins.execution import Execution
-from rsplugins.sampling.noise import GaussianNoise, NoiseSource, block_seed
+from rsplugins.sampling.noise import EXACT, GaussianNoise, NoiseSource, block_seed, too_coarse
 from rsplugins.statistics.grid import LEVELS, boundaries
 
 _LOW_BITS = 48
@@ -49,7 +49,14 @@ class IntegerNoise(GaussianNoise):
         self._tables = {torch.device("cpu"): (torch.from_numpy(table), torch.from_numpy(edges))}
 
     def perturb(self, image: Tensor, out: Tensor, index: int, start: int) -> None:
-        """See :meth:`NoiseSource.perturb`; ``out`` is float32 k/255, a function of the integer k alone."""
+        """See :meth:`NoiseSource.perturb`; ``out`` is k/255 in its own dtype, a function of the integer k alone.
+
+        Raises:
+            ParameterError: ``image`` or ``out`` is coarser than float32, which would round the integers.
+        """
+        for tensor in (image, out):
+            if tensor.dtype not in EXACT:
+                raise too_coarse(tensor.dtype)
         super().perturb((image * LEVELS).round(), out, index, start)
         out.div_(LEVELS)
 

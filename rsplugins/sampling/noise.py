@@ -16,6 +16,9 @@ from torch import Tensor
 
 from rsplugins.errors import ParameterError
 
+EXACT = (torch.float32, torch.float64)
+"""Formats that noise may be added in: they hold the pixels that users have, and every integer of sound noise."""
+
 _MASK = 0xFFFFFFFF
 _BLOCK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 22}
 
@@ -38,6 +41,16 @@ class NoiseSource(Protocol):
             index: stable index of the input.
             start: index of the first sample.
         """
+
+
+def too_coarse(dtype: torch.dtype) -> ParameterError:
+    """Return the error for noise that would be added in a format below float32."""
+    return ParameterError(
+        f"Noise cannot be added in {str(dtype).removeprefix('torch.')}.",
+        cause="the image would be rounded before its noise is added, so two images could become one, or a sum be rounded by a "
+        "rule that shows the image; no radius holds.",
+        fix="Add it in float32, and let the classifier cast what it is given.",
+    )
 
 
 class GaussianNoise:

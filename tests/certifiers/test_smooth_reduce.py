@@ -67,6 +67,57 @@ def test_one_patch_without_resizing_is_bit_identical_to_gaussian(digits, images,
         assert mine.evidence["estimation"] == theirs.evidence["estimation"]
 
 
+class Threshold(nn.Module):
+    """Two classes by the mean brightness, computed in float64 whatever dtype the layer has."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self.unused, self.at = nn.Parameter(torch.zeros(1)), at
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        margin = (x.flatten(1).double().mean(1) - self.at) * 1e3
+        return torch.stack([margin, -margin], dim=1)
+
+
+@pytest.mark.parametrize("noise", ["common", "independent", "soft"])
+@pytest.mark.parametrize(("dtype", "half_a_step"), [(torch.bfloat16, 2**-9), (torch.float16, 2**-12)])
+def test_a_half_precision_classifier_rounds_after_the_noise(dtype, half_a_step, noise):
+    # Two images closer than a step of the format, on two sides of where it rounds.
+    side = 32
+    classifier = rsplugins.wrap(Threshold(0.5 + half_a_step).to(dtype), input_size=(1, side, side))
+    images = torch.stack([torch.full((1, side, side), 0.5 + half_a_step * (1 + shift)) for shift in (-1e-3, 1e-3)])
+    apart = float((images[0] - images[1]).norm())
+    parameters = {"resize": "none", "n": 1000, "sigma": 0.02}
+    found = rsplugins.certify(classifier, images, "smooth-reduce", noise=noise, batch_size=64, **parameters)
+    for certificate in found:
+        assert certificate.radius < apart or found[0].prediction == found[1].prediction
+        assert certificate.radius < 5e-3  # the boundary is that near
+    assert found[0].function["dtype"] == "float32"
+
+
+def test_the_noise_stream_is_in_the_record(digits, images):
+    for sound, name in ((False, "gaussian-blocks-v1"), (True, "integer-grid-v1")):
+        on_grid = (images[:1] * 255).round() / 255
+        (found,) = rsplugins.certify(digits, on_grid, "smooth-reduce", n=200, resize="none", sound=sound)
+        plain = rsplugins.certify(digits, on_grid, "gaussian", n=200, sound=sound)[0].function
+        assert found.function == plain
+        assert found.function["noise"] == name
+
+
+@pytest.mark.parametrize("scores", ["logits", "probabilities"])
+def test_soft_scores_are_computed_in_float64_even_under_autocast(scores):
+    from rsplugins.reduction.function import Reduced
+    from rsplugins.reduction.windows import WindowSet
+
+    lift = Lift(WindowSet.choose((3, 3), (2, 2), 1))
+    x = torch.rand(50, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 4
+    with torch.autocast("cpu", torch.bfloat16):
+        soft = Reduced(nn.Flatten(), lift, scores=scores, probabilities=True)(x)
+        votes = Reduced(nn.Flatten(), lift, scores=scores)(x)
+    assert (soft.dtype, votes.dtype) == (torch.float64, torch.float32)
+    assert (soft.sum(1) - 1).abs().max() < 1e-14
+
+
 def patch_world(window: int, resize: int | str, distance: float, stride: int = 1, side: int = 12):
     """A smooth linear patch classifier, an image at ``distance`` from its boundary, and the plan."""
     classifier = rsplugins.wrap(Linear(torch.full((1, window, window), 1 / window)), num_classes=2)

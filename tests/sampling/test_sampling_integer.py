@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from rsplugins import certify
+from rsplugins import certify, wrap
 from rsplugins.certificate import Norm
 from rsplugins.errors import InputValueError, ParameterError
 from rsplugins.execution import Execution
-from rsplugins.sampling import GaussianNoise, IntegerNoise, check_on_grid, gaussian_noise
+from rsplugins.sampling import GaussianNoise, IntegerNoise, Sampler, check_on_grid, gaussian_noise
 from rsplugins.sampling.benchmark import benchmark
 from rsplugins.testing.soundness import contradictions
 from rsplugins.testing.worlds import low_bits
@@ -71,6 +71,41 @@ def test_the_sum_is_a_function_of_the_integer_alone():
     assert len(set(out.view(-1).tolist())) > 10_000
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_formats_that_cannot_hold_the_integers_are_refused(dtype):
+    noise, fine, coarse = IntegerNoise(1.0, 0), torch.zeros(2, 4), torch.zeros(2, 4, dtype=dtype)
+    for image, out in ((fine[0], coarse), (coarse[0], fine)):
+        with pytest.raises(ParameterError, match="cannot be added in .*float16"):
+            noise.perturb(image, out, 0, 0)
+    with pytest.raises(ParameterError, match="rounded before its noise"):
+        Sampler(torch.nn.Flatten(), noise, 2, Execution(), dtype=dtype)
+    exact = torch.zeros(2, 4, dtype=torch.float64)
+    noise.perturb(exact[0], exact, 0, 0)
+    assert torch.equal(exact * 255, (exact * 255).round())
+
+
+def test_sound_smooth_reduce_of_a_half_precision_classifier_hides_the_parity_of_the_image():
+    class Parity(torch.nn.Module):
+        """Reads the image off the rounding of sums above 256, where bfloat16 holds even numbers only."""
+
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            odd = ((x.float() * 255).round().flatten(1) % 2 == 1).float().mean(1)
+            margin = (odd - 0.53) * 100
+            return torch.stack([margin, -margin], dim=1)
+
+    classifier = wrap(Parity().bfloat16(), input_size=(3, 32, 32))
+    images = torch.stack([torch.full((3, 32, 32), k / 255) for k in (100, 101)])
+    budget = {"n": 300, "sigma": 1.0, "sound": True, "batch_size": 64}
+    found = certify(classifier, images, "smooth-reduce", resize="none", **budget)
+    plain = certify(classifier, images, "gaussian", **budget)
+    assert [(c.prediction, c.radius) for c in found] == [(c.prediction, c.radius) for c in plain]
+    assert contradictions(found, images, Norm.L2) == []
+
+
 def test_noise_is_the_same_in_any_pieces():
     whole, image = torch.empty(70, 3, 8, 8), torch.full((3, 8, 8), 8 / 255)
     IntegerNoise(0.25, 5).perturb(image, whole, 2, 0)
@@ -103,8 +138,6 @@ def test_sound_radii_are_nearly_the_standard_ones(method):
     world = low_bits(1)
     linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     torch.manual_seed(0)
-    from rsplugins import wrap
-
     classifier = wrap(linear, input_size=(1, 4, 4))
     images = torch.randint(0, 256, (6, 1, 4, 4)).float() / 255
     del world
