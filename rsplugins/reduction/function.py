@@ -72,7 +72,7 @@ class Reduced(nn.Module):
         chunk: frames that the classifier takes; a longer sub-video is cut into chunks whose scores are averaged. None for images.
         limit: most windows in one forward pass; bounds the memory whatever the number of windows.
         probabilities: return probabilities (reduced probabilities, or the softmax of reduced logits) instead of scores, computed
-            in float64, as a bound of their mean needs; votes keep the classifier's dtype, which says how clear a gap is.
+            in float64, as a bound of their mean needs; votes keep the dtype of the logits, which says how clear a gap is.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Reduced(nn.Module):
             flat = self._scores(stacked.flatten(0, 1))
             scores = _REDUCE[self.reduce](flat.reshape(len(x), windows, -1))
         if self.probabilities and self.scores == "logits":
-            return scores.softmax(1, dtype=scores.dtype)
+            return scores.softmax(1, dtype=torch.float64)
         return scores
 
     def _scores(self, windows: Tensor) -> Tensor:
@@ -122,5 +122,6 @@ class Reduced(nn.Module):
         logits = torch.cat([self.classifier(part) for part in parts])
         if self.probabilities:
             logits = logits.double()
-        # With a dtype, as autocast would choose another.
-        return logits.softmax(1, dtype=logits.dtype) if self.scores == "probabilities" else logits
+        # autocast chooses float32 where no dtype is given
+        dtype = torch.float64 if self.probabilities else None
+        return logits.softmax(1, dtype=dtype) if self.scores == "probabilities" else logits
