@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def read_log(path: Path) -> Log:
 
     Raises:
         UsageError: there is no such file.
-        RunError: a line is in no known dialect; the text names it.
+        RunError: a line is in no known dialect, or has a number that is not finite or a negative radius; the text names it.
     """
     try:
         texts = [(number, text) for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if text.strip()]
@@ -110,17 +111,38 @@ def _parse(path: Path, number: int, cells: Sequence[str], header: Sequence[str] 
             int(values.pop("idx")),
             int(values.pop("label")),
             int(values.pop("predict")),
-            float(values.pop("radius")),
-            int(float(values.pop("correct"))),
-            parse_seconds(values.pop("time")),
-            {name: float(value) for name, value in values.items()},
+            _number("radius", values.pop("radius"), least=0.0),
+            int(_number("correct", values.pop("correct"))),
+            _finite("time", parse_seconds(values.pop("time"))),
+            {name: _number(name, value) for name, value in values.items()},
         )
+    except _ValueRefusedError as error:
+        raise RunError(
+            f"{path} line {number}: {error}",
+            cause="the program that wrote it failed there, or the columns are in another order.",
+            fix=f"correct the line, or drop it; an abstention has predict -1 and radius 0. Expected tab-separated: {_expected()}",
+        ) from None
     except (KeyError, ValueError) as error:
         raise RunError(
             f"{path} line {number} is in no known dialect: {error}",
             cause=f"expected tab-separated: {_expected()}",
             fix="correct the line",
         ) from None
+
+
+class _ValueRefusedError(Exception):
+    """A number that can be read, and that no claim has."""
+
+
+def _number(name: str, text: str, least: float = -math.inf) -> float:
+    return _finite(name, float(text), least)
+
+
+def _finite(name: str, value: float, least: float = -math.inf) -> float:
+    if not (math.isfinite(value) and value >= least):
+        bound = "" if least < 0 else f" of at least {least:g}"
+        raise _ValueRefusedError(f"its {name} is {value:g}; expected a finite number{bound}.")
+    return value
 
 
 def _named(cells: Sequence[str], header: Sequence[str] | None) -> dict[str, str]:

@@ -95,6 +95,28 @@ def test_a_log_that_cannot_be_read_names_the_line(tmp_path, text, said):
         read_log(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            ORIGINAL[1].replace("0.401", "-0.401"),
+            r"log\.tsv line 2: its radius is -0\.401; expected .* of at least 0",
+        ),
+        (ORIGINAL[1].replace("0.401", "nan"), "line 2: its radius is nan"),
+        (ORIGINAL[1].replace("0.401", "inf"), "line 2: its radius is inf"),
+        (SECONDS[1].replace("17.5", "nan"), "line 2: its time is nan"),
+        (TOTAL[1].replace("\t2\t", "\tinf\t"), "line 2: its correct is inf"),
+        (SIZES[1].replace("0.99", "nan"), "line 2: its pA is nan"),
+    ],
+)
+def test_numbers_that_no_claim_has_are_refused_with_file_and_line(tmp_path, line, said):
+    path = tmp_path / "log.tsv"
+    path.write_text((SIZES if line.count("\t") > 5 else ORIGINAL)[0] + "\n" + line)
+    with pytest.raises(RunError, match=said):
+        import_log(path, tmp_path / "run", method="cohen", claimed=CLAIMED)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_the_user_says_about_a_log_is_checked(tmp_path):
     with pytest.raises(ParameterError, match="needs its --alpha"):
         claimed_parameters(guarantee="probabilistic", norm="l2", alpha=None, sigma=None, n=None)
