@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rsplugins import checks
 from rsplugins.errors import OutputValueError, ParameterError, UsageError
 
 ChannelValues = float | Sequence[float] | Tensor
 """One number for all channels, or one for each."""
+
+
+_ODD = 0x9E3779B97F4A7C15 - 2**64  # 2^64 over the golden ratio, as int64
 
 
 class Classifier(nn.Module):
@@ -63,7 +67,7 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             buffer = _channel_values(name, values, channels)
             self.register_buffer(name, None if buffer is None else buffer.to(self.device), persistent=False)
-        self._fingerprint: tuple[tuple[Any, ...], str] | None = None
+        self._fingerprint: tuple[Any, str] | None = None
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,13 +133,15 @@ class Classifier(nn.Module):
         checks.check_logits(logits, num_classes=self.num_classes, batch=batch)
 
     def check_ready(self) -> None:
-        """Check that every layer is in eval mode.
+        """Check that every layer is in eval mode, and gives each image of a batch what it would give it alone.
 
         Raises:
-            UsageError: naming the first layer in training mode, whose output would depend on the batch or on chance.
+            UsageError: naming the first layer in training mode, or batch normalisation without statistics of its own: their
+                output would depend on the batch or on chance.
         """
         training = [(name, layer) for name, layer in self.named_modules() if layer.training]
         if not training:
+            self._check_statistics()
             return
         # The innermost is the informative one: `bn1 (BatchNorm2d)`, not the container it sits in.
         name, layer = next(((n, m) for n, m in training if not any(True for _ in m.children())), training[0])
@@ -145,6 +151,17 @@ class Classifier(nn.Module):
             "make the prediction depend on the other images and on chance, and no certificate holds.",
             fix="Call classifier.eval() before certifying.",
         )
+
+    def _check_statistics(self) -> None:
+        for name, layer in self.named_modules():
+            # Instance normalisation, which is no _BatchNorm, takes the statistics of one image.
+            if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.running_var is None):
+                raise UsageError(
+                    f"Layer {checks.layer_name(name, layer)} normalises with the statistics of the batch, in eval mode too.",
+                    cause="it was made with track_running_stats=False and keeps none; the prediction then depends on the other "
+                    "images and samples of the batch, and no certificate holds.",
+                    fix="Give the layer track_running_stats=True and train it, or use group or instance normalisation.",
+                )
 
     def _channels(self) -> int | None:
         if self.input_size is not None:
@@ -177,16 +194,18 @@ class Classifier(nn.Module):
     def fingerprint(self) -> str:
         """Return the sha256 of the function's numbers: names, dtypes, shapes and bytes of the weights, normalisation, resizing.
 
-        The same on every device and in every process. Kept until a weight is changed in place or moved.
+        The same on every device and in every process. Kept until a number is changed, in whatever way, or moved.
         """
         state = {_plain_name(name): value for name, value in self.module.state_dict().items()}
-        # Version counters see optimizers, load_state_dict and in-place operations; inference tensors have none.
-        key = tuple(
-            (name, value.data_ptr(), None if value.is_inference() else value._version)
-            if isinstance(value, Tensor)
-            else (name, value)
-            for name, value in state.items()
-        )
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        others = [(name, repr(value)) for name, value in state.items() if name not in tensors]
+        tensors |= {name: value for name, value in (("=mean", self.mean), ("=std", self.std)) if value is not None}
+        # Version counters see optimizers, load_state_dict and in-place operations, but neither ``.data`` nor numpy.
+        seen = [
+            (name, value.dtype, value.shape, value.stride(), value.data_ptr(), None if value.is_inference() else value._version)
+            for name, value in tensors.items()
+        ]
+        key = (*others, *seen, _checksums(tensors.values()), self.resize)
         if self._fingerprint is None or self._fingerprint[0] != key:
             digest = hashlib.sha256()
             for name in sorted(state):
@@ -325,6 +344,29 @@ def _plain_values(values: Tensor | None) -> list[float] | None:
 def _plain_name(name: str) -> str:
     # torch.compile puts its own name into the state dict; the weights are the same.
     return re.sub(r"(^|\.)_orig_mod\.", r"\1", name)
+
+
+def _checksums(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    """Return numbers that change with the bytes of tensors; each device is waited for once."""
+    sums: dict[torch.device, list[Tensor]] = {}
+    with torch.no_grad():
+        for tensor in tensors:
+            sums.setdefault(tensor.device, []).append(_checksum(tensor))
+        return tuple((str(device), *torch.stack(found).tolist()) for device, found in sums.items())
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """Return an int64 on the tensor's device, from its bytes in the order of memory, which needs no copy of a dense tensor."""
+    order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride()[axis])
+    data = tensor.detach().permute(order).reshape(-1).contiguous().view(torch.uint8)
+    if len(data) % 8:
+        data = F.pad(data, (0, -len(data) % 8))
+    elif data.storage_offset() % 8:
+        data = data.clone()
+    words = data.view(torch.int64)
+    # Mixed with its place, so that an exchange counts, and shifted, as flipped signs can cancel out in a sum.
+    mixed = torch.arange(len(words), device=words.device).mul_(_ODD).add_(words).mul_(_ODD)
+    return mixed.bitwise_xor_(mixed >> 32).sum()
 
 
 def _digest_value(digest: hashlib._Hash, name: str, value: Any) -> None:

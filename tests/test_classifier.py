@@ -235,6 +235,43 @@ def test_wrap_leaves_no_layer_in_training_mode_and_a_flipped_one_is_named():
     assert "classifier.eval()" in caught.value.fix
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_batch_statistics_in_eval_mode_are_refused_by_name(kind):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), kind(5, track_running_stats=False))
+    classifier = Classifier(module, input_size=(3, 4, 4))
+    with pytest.raises(UsageError, match=r"'2' \((Sync)?BatchNorm(1d)?\) normalises with the statistics of the batch") as caught:
+        classifier.check_ready()
+    assert "track_running_stats=False" in caught.value.cause
+    assert "track_running_stats=True" in caught.value.fix
+
+
+def test_statistics_of_the_layer_or_of_one_image_are_no_problem(images):
+    layers = [nn.BatchNorm2d(3), nn.InstanceNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True), nn.GroupNorm(1, 3)]
+    classifier = wrap(nn.Sequential(*layers, linear()), input_size=(3, 4, 4))
+    classifier.check_ready()
+    torch.testing.assert_close(classifier(images)[2:3], classifier(images[2:3]))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "gaussian",
+        "gaussian-soft",
+        "smooth-reduce",
+        "latent",
+        "lipschitz-margin",
+        "covariance",
+        "covariance-guided",
+        "crown",
+        "ibp",
+    ],
+)
+def test_every_certifier_refuses_batch_statistics(images, method):
+    classifier = Classifier(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), linear()), input_size=(3, 4, 4))
+    with pytest.raises(UsageError, match="statistics of the batch"):
+        rsplugins.certify(classifier, images, method)
+
+
 def test_fingerprint_sees_weights_names_and_normalisation():
     def make(**arguments):
         return Classifier(linear(), **arguments).fingerprint()
@@ -254,6 +291,65 @@ def test_fingerprint_follows_a_change_in_place_and_ignores_memory_layout():
     with torch.no_grad():
         module[0].weight[0, 0, 0, 0] += 1
     assert classifier.fingerprint() != before
+
+
+_WAYS = {
+    "data": lambda p: p.data.mul_(100),
+    "numpy": lambda p: p.detach().numpy().__imul__(2),
+    "signs": lambda p: p.data.neg_(),
+    "order": lambda p: p.data.copy_(p.data.flip(0)),
+    "one bit": lambda p: p.data.view(-1)[-1:].view(torch.uint8)[:1].bitwise_xor_(1),
+    "two signs": lambda p: p.data.view(-1)[1::2][:2].neg_(),
+}
+
+
+@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fingerprint_follows_changes_that_no_version_counter_sees(way, dtype):
+    # 20 weights, the last eight bytes half full in float32 when there are 15.
+    for classes in (4, 3):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(5, classes, bias=False)).to(dtype)
+        classifier = wrap(module, input_size=(1, 1, 5))
+        before, version = classifier.fingerprint(), module[1].weight._version
+        assert classifier.fingerprint() == before
+        _WAYS[way](module[1].weight)
+        assert module[1].weight._version == version
+        assert classifier.fingerprint() != before
+        assert classifier.fingerprint() == wrap(module).fingerprint()
+
+
+def test_fingerprint_follows_the_normalisation_and_buffers_of_any_dtype():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            kinds = (torch.bool, torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.int64, torch.complex128)
+            for number, kind in enumerate(kinds):
+                self.register_buffer(f"b{number}", torch.ones(7, dtype=kind))
+            self.register_buffer("empty", torch.zeros(0, 3))
+            self.register_buffer("scalar", torch.tensor(1.0))
+            self.register_buffer("strided", torch.ones(9, 5)[::2, 1::3])
+            self.register_buffer("expanded", torch.ones(1, 1).expand(3, 4))
+            self.register_buffer("offset", torch.ones(9)[1:])
+
+    classifier = Classifier(Odd(), mean=0.5, std=0.25)
+    found = [classifier.fingerprint()]
+    for tensor in (*(b for _, b in classifier.module.named_buffers() if b.numel()), classifier.mean, classifier.std):
+        tensor.data.view(-1)[-1:].zero_() if tensor.is_contiguous() else tensor.data[-1:, -1:].zero_()
+        found.append(classifier.fingerprint())
+    classifier.resize = (8, 8)
+    assert len({*found, classifier.fingerprint()}) == len(found) + 1
+
+
+def test_a_kept_latent_certifier_sees_an_average_of_weights(images):
+    from rsplugins.certifier import Execution, Input
+    from rsplugins.certifiers.latent import Latent, LatentParameters
+
+    classifier = wrap(linear(), input_size=(3, 4, 4))
+    certifier = Latent(classifier, LatentParameters(split="0", n=100), Execution(batch_size=50))
+    assert len(list(certifier.gather([Input(0, images[0])]))) == 1
+    classifier.module[1].weight.data.mul_(100)
+    with pytest.raises(UsageError, match="weights have changed"):
+        list(certifier.gather([Input(0, images[0])]))
 
 
 def test_fingerprint_is_the_same_in_another_process():
