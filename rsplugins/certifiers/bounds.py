@@ -62,6 +62,7 @@ class BoundCertifier(Certifier[BoundParameters]):
                 cause="they bound the network in exact arithmetic, of which bfloat16 is too coarse a copy.",
                 fix="Run this method with dtype float32.",
             )
+        _check_weights(classifier)
         check_module(classifier)
         self._network: BoundNetwork | None = None
         self._search: Search | None = None
@@ -94,6 +95,11 @@ class BoundCertifier(Certifier[BoundParameters]):
         if self._network is None or self._search is None:
             dtype = self.parameters.dtype
             self._network = BoundNetwork(self.classifier, images, operators=self.operators(), dtype=DTYPES[dtype])
+            try:
+                self._network.check(self.method, self.parameters.norm, clip=self.parameters.clip)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise  # otherwise the first input says so, and nothing is certified before a check has passed
             batch = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
             self._search = Search(Margins(self._margins, batch), dtype, self.slack_dtype)
         return self._network, self._search
@@ -121,6 +127,16 @@ class BoundCertifier(Certifier[BoundParameters]):
             if p.eps is not None:
                 return search.at(images, logits, p.eps)
             return search.largest(images, logits, p.max_eps, p.tolerance)
+
+
+def _check_weights(classifier: Classifier) -> None:
+    for name, tensor in (*classifier.module.named_parameters(), *classifier.module.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES.values():
+            raise ParameterError(
+                f"The network's weights are {str(tensor.dtype).removeprefix('torch.')} ({name}); the bounds do not hold for it.",
+                cause="they bound the network in exact arithmetic, of which this format is too coarse a copy.",
+                fix="Convert it with classifier.float().",
+            )
 
 
 class Ibp(BoundCertifier):

@@ -68,6 +68,8 @@ def _centered(closing: Layer, block: Block, slopes: Tensor) -> Bounds:
 class _Etb:
     """Interval propagation of ETB: not sound, an estimate."""
 
+    estimate: ClassVar[bool] = True
+
     def interval_propagate(self: Any, *v: Any, C: Tensor | None = None) -> Any:
         """Bound this node's output from its inputs' intervals, with the specification ``C`` merged in when there is one."""
         block = find_block(self)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,60 @@ def check_module(module: nn.Module) -> None:
                 cause="training diverged, or the checkpoint is damaged.",
                 fix="Load another checkpoint.",
             )
+
+
+def check_slopes(module: nn.Module, graph: Any) -> None:
+    """Check that every leaky ReLU of a graph lies where auto-LiRPA's relaxation of it holds.
+
+    Raises:
+        ParameterError: a negative slope outside [0, 1]; names the layer.
+    """
+    for node in graph._modules.values():
+        if type(node).__name__ != "BoundLeakyRelu":
+            continue
+        slope = -float(node.forward(torch.tensor([-1.0], dtype=torch.float64)))
+        if not 0 <= slope <= 1:
+            layer = _place(module, lambda m, slope=slope: isinstance(m, nn.LeakyReLU) and m.negative_slope == slope)
+            raise ParameterError(
+                f"auto-LiRPA's bounds of layer {layer} are wrong: its negative slope is {slope:g}. Nothing was certified.",
+                cause="auto-LiRPA takes every leaky ReLU for one with a slope between 0 and 1, by every method.",
+                fix="Use nn.LeakyReLU with a negative_slope in [0, 1], or nn.ReLU (retrain with it).",
+            )
+
+
+def check_method(module: nn.Module, graph: Any, method: str) -> None:
+    """Check that no layer of a graph is one whose linear bounds auto-LiRPA is known to get wrong; ``ibp`` needs none.
+
+    Raises:
+        ParameterError: average pooling with overlap, gaps or padding, or a square root; names the layer.
+    """
+    for node in graph._modules.values() if method != "ibp" else ():
+        kind = type(node).__name__
+        if kind == "BoundAveragePool" and (list(node.kernel_size) != list(node.stride) or any(node.padding)):
+            layer = _place(module, _is_other_pool)
+            raise ParameterError(
+                f"auto-LiRPA's bounds of layer {layer} by {method} are wrong: average pooling over {tuple(node.kernel_size)} "
+                f"with stride {tuple(node.stride)} and padding {tuple(node.padding)}. Nothing was certified.",
+                cause="its linear bounds take the stride for the kernel's size, and the padding for 0.",
+                fix="Use ibp, or nn.AvgPool2d with a stride that equals its kernel_size and without padding.",
+            )
+        if kind == "BoundSqrt":
+            raise ParameterError(
+                f"auto-LiRPA's bounds of a square root {_place(module)} by {method} are wrong. Nothing was certified.",
+                cause="its linear bounds use a wrong derivative.",
+                fix="Use ibp, or leave the square root out.",
+            )
+
+
+def _is_other_pool(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.AvgPool2d) and (layer.kernel_size != layer.stride or layer.padding not in (0, (0, 0)))
+
+
+def _place(module: nn.Module, fits: Callable[[nn.Module], bool] = lambda _: False) -> str:
+    for name, layer in module.named_modules():
+        if fits(layer):
+            return f"{name!r} ({type(layer).__name__})"
+    return f"in forward() of {type(module).__name__}"
 
 
 def _options(module: nn.Module, matrices: bool) -> dict[str, Any]:
@@ -177,7 +231,7 @@ def unsupported(module: nn.Module, example: Tensor, operators: Operators | None,
             cause="an option of a layer, or a combination of layers, that it does not support, or a fault in auto-LiRPA: no "
             "operator was found that it does not know.",
             fix="Try another method (ibp asks least of a layer), or build the model from Linear, Conv2d, BatchNorm2d, ReLU, "
-            "AvgPool2d, Flatten and additions.",
+            "AvgPool2d (stride equal to its kernel), Flatten and additions.",
         )
     operation = operations[0]
     layer = _layer_of(module, example, operators, operation)

@@ -17,8 +17,8 @@ _NEAREST = {
     "InstanceNormalization": "nn.BatchNorm2d in eval mode is the nearest supported normalisation: it is affine.",
     "LayerNormalization": "nn.BatchNorm1d or nn.BatchNorm2d in eval mode is the nearest supported normalisation: it is affine.",
     "GroupNormalization": "nn.BatchNorm2d in eval mode is the nearest supported normalisation: it is affine.",
-    "MaxPool": "nn.AvgPool2d or a strided nn.Conv2d is the nearest supported pooling.",
-    "LpPool": "nn.AvgPool2d is the nearest supported pooling.",
+    "MaxPool": "nn.AvgPool2d (stride equal to its kernel) or a strided nn.Conv2d is the nearest supported pooling.",
+    "LpPool": "nn.AvgPool2d (stride equal to its kernel) is the nearest supported pooling.",
     "GlobalMaxPool": "nn.AvgPool2d over the whole image is the nearest supported pooling.",
     "Resize": "Resize the images before the model and certify at its own input size; inside it, a strided nn.Conv2d.",
     "Upsample": "Resize the images before the model and certify at its own input size; inside it, nn.ConvTranspose2d.",
@@ -37,7 +37,7 @@ def nearest_supported(operation: str, layer: str = "") -> str:
 
     Example:
         >>> nearest_supported("onnx::MaxPool")
-        'nn.AvgPool2d or a strided nn.Conv2d is the nearest supported pooling.'
+        'nn.AvgPool2d (stride equal to its kernel) or a strided nn.Conv2d is the nearest supported pooling.'
     """
     name = operation.split("::")[-1]
     if name in _NEAREST:
@@ -45,4 +45,4 @@ def nearest_supported(operation: str, layer: str = "") -> str:
     for key, text in _NEAREST.items():
         if key.lower() in layer.lower().replace("norm", "normalization") or key.lower() in layer.lower():
             return text
-    return "Build that part from nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d and additions."
+    return "Build that part from nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d (stride = kernel) and additions."

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.graph import Operators, bounded, quiet, unsupported
+from rsplugins.lirpa.graph import Operators, bounded, check_method, check_slopes, quiet, unsupported
+from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
+from rsplugins.lirpa.search import is_out_of_memory
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
@@ -40,7 +42,8 @@ class BoundNetwork:
             that bounds can be trained through.
 
     Raises:
-        UsageError, CheckpointError, ParameterError: see :func:`rsplugins.lirpa.graph.bounded`.
+        UsageError, CheckpointError, ParameterError: see :func:`rsplugins.lirpa.graph.bounded`; also a Classifier that a
+            subclass or a hook changes, and a leaky ReLU whose slope lies outside [0, 1].
     """
 
     def __init__(
@@ -50,13 +53,16 @@ class BoundNetwork:
             model = copy.deepcopy(model).to(dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
+        self._model, self._raw = model, example[:1].detach().to(self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
         self._operators = dict(operators or {})
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
         self.graph = bounded(self._module, self._example, self._operators, matrices=reshapes)
         self._of_matrices: Any = None
+        check_slopes(self._module, self.graph)
         self._starts_affine = _starts_affine(self.graph)
+        self._probed: set[tuple[str, Norm]] = set()
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) in this network's dtype."""
@@ -90,10 +96,53 @@ class BoundNetwork:
             lower (B, S or K) and upper of the same shape.
 
         Raises:
-            ParameterError: eps below 0, an unknown method, or a layer without bounds for it.
+            ParameterError: eps below 0, an unknown method, a layer without bounds for it, or bounds that :meth:`check` refutes.
+        """
+        self.check(method, norm, clip=clip)
+        return self._bounds(images, eps, norm, clip, method=method, specification=specification, upper=upper)
+
+    def check(self, method: str, norm: Norm = Norm.LINF, *, clip: bool = False) -> None:
+        """Hold a method's bounds against the network itself, the first time that they are asked for in a norm.
+
+        Raises:
+            ParameterError: an unknown method, a layer without right bounds for it, or bounds that the network contradicts.
         """
         if method not in METHODS:
             raise ParameterError(f"There is no bound method {method!r}.", fix=f"Use one of: {', '.join(METHODS)}.")
+        check_method(self._module, self.graph, method)
+        # Where a box stands in for the ball, it is the box that is computed.
+        norms = [norm if self._starts_affine else Norm.LINF, *([Norm.LINF] if clip else [])]
+        for each in norms:
+            if (method, each) not in self._probed:
+                self._probe(method, each)
+                self._probed.add((method, each))
+
+    def _probe(self, method: str, norm: Norm) -> None:
+        def bounds(images: Tensor, eps: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.set_grad_enabled(method == "alpha-crown"):
+                low, high = self._bounds(images, eps, norm, False, method=method, specification=specification, upper=True)
+            assert high is not None  # it was asked for
+            return low, high
+
+        estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
+        try:
+            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate, halved=True)
+
+    def _bounds(
+        self,
+        images: Tensor,
+        eps: float | Tensor,
+        norm: Norm,
+        clip: bool,
+        *,
+        method: str,
+        specification: Tensor | None,
+        upper: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         images = images.to(self.device, self.dtype)
         radius = torch.as_tensor(eps, device=self.device, dtype=self.dtype).expand(len(images))
         if not bool((radius >= 0).all()):
@@ -183,6 +232,12 @@ def _split(
 
     if not isinstance(model, Classifier):
         return model, None, None
+    if _is_changed(model):
+        raise ParameterError(
+            f"The Classifier ({type(model).__name__}) computes more than its network and normalisation; it cannot be bounded.",
+            cause="a subclass overrides forward(), preprocess() or normalised(), or a hook sits on the Classifier itself.",
+            fix="Move that step into the network that is wrapped, where it is bounded with the rest.",
+        )
     mean, std = (None if values is None else values.to(dtype) for values in (model.mean, model.std))
     if model.resize is None or tuple(example.shape[-2:]) == model.resize:
         return model.module, mean, std
@@ -190,6 +245,15 @@ def _split(
     network = nn.Sequential(OrderedDict([*resizing.named_children(), ("module", model.module)]))
     network.training = model.module.training  # train() would reach the caller's layers
     return network, mean, std
+
+
+def _is_changed(model: nn.Module) -> bool:
+    """Whether a Classifier's subclass, an attribute or a hook computes something that its parts do not show."""
+    from rsplugins.classifier import Classifier
+
+    methods = ("forward", "preprocess", "normalised", "__call__")
+    replaced = any(getattr(type(model), name) is not getattr(Classifier, name) or name in vars(model) for name in methods)
+    return replaced or bool(model._forward_hooks or model._forward_pre_hooks)
 
 
 def _starts_affine(graph: Any) -> bool:
