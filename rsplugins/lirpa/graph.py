@@ -102,7 +102,7 @@ def check_slopes(module: nn.Module, graph: Any) -> None:
             continue
         slope = -float(node.forward(torch.tensor([-1.0], dtype=torch.float64)))
         if not 0 <= slope <= 1:
-            layer = _place(module, lambda m, slope=slope: isinstance(m, nn.LeakyReLU) and m.negative_slope == slope)
+            layer = _place(module, _is_steep)
             raise ParameterError(
                 f"auto-LiRPA's bounds of layer {layer} are wrong: its negative slope is {slope:g}. Nothing was certified.",
                 cause="auto-LiRPA takes every leaky ReLU for one with a slope between 0 and 1, by every method.",
@@ -132,6 +132,10 @@ def check_method(module: nn.Module, graph: Any, method: str) -> None:
                 cause="its linear bounds use a wrong derivative.",
                 fix="Use ibp, or leave the square root out.",
             )
+
+
+def _is_steep(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.LeakyReLU) and not 0 <= layer.negative_slope <= 1
 
 
 def _is_other_pool(layer: nn.Module) -> bool:

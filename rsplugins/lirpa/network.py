@@ -62,6 +62,7 @@ class BoundNetwork:
         self._of_matrices: Any = None
         check_slopes(self._module, self.graph)
         self._starts_affine = _starts_affine(self.graph)
+        self._matrices = False
         self._probed: set[tuple[str, Norm]] = set()
 
     def logits(self, images: Tensor) -> Tensor:
@@ -99,7 +100,14 @@ class BoundNetwork:
             ParameterError: eps below 0, an unknown method, a layer without bounds for it, or bounds that :meth:`check` refutes.
         """
         self.check(method, norm, clip=clip)
-        return self._bounds(images, eps, norm, clip, method=method, specification=specification, upper=upper)
+        arguments: dict[str, Any] = {"method": method, "specification": specification, "upper": upper}
+        try:
+            return self._bounds(images, eps, norm, clip, **arguments)
+        except (RuntimeError, IndexError) as error:
+            if not self._gives_up_patches(method, error):
+                raise
+        self.check(method, norm, clip=clip)
+        return self._bounds(images, eps, norm, clip, **arguments)
 
     def check(self, method: str, norm: Norm = Norm.LINF, *, clip: bool = False) -> None:
         """Hold a method's bounds against the network itself, the first time that they are asked for in a norm.
@@ -127,10 +135,19 @@ class BoundNetwork:
         estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
         try:
             probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError, IndexError) as error:
+            halved = is_out_of_memory(error)
+            if not halved and not self._gives_up_patches(method, error):
                 raise
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate, halved=True)
+            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate, halved=halved)
+
+    def _gives_up_patches(self, method: str, error: Exception) -> bool:
+        """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""
+        if self._matrices or method == "ibp" or is_out_of_memory(error):
+            return False
+        self._matrices = True
+        self._probed.clear()
+        return True
 
     def _bounds(
         self,
@@ -197,8 +214,9 @@ class BoundNetwork:
         return low, high if upper else None
 
     def _graph_for(self, order: float, method: str) -> Any:
-        # In release 0.3, linear bounds of l2 and l1 balls through patches fail where every neuron of a convolution is unstable.
-        if order == math.inf or method == "ibp":
+        # In release 0.3, linear bounds through patches fail where every neuron of a convolution is unstable, of l2 and l1 balls
+        # above all.
+        if method == "ibp" or (order == math.inf and not self._matrices):
             return self.graph
         if self._of_matrices is None:
             self._of_matrices = bounded(self._module, self._example, self._operators, matrices=True)

@@ -77,7 +77,7 @@ def _holds(low: Tensor, high: Tensor, reached: Tensor, exact: bool) -> bool:
 
 def _outputs(forward: Forward, points: Tensor) -> Iterator[Tensor]:
     with torch.no_grad():
-        for part in points.split(_CHUNK):
+        for part in torch.split(points, _CHUNK):
             yield forward(part)
 
 
@@ -97,9 +97,9 @@ def _points(forward: Forward, image: Tensor, rows: Tensor, eps: float, norm: Nor
 
 def _on_boundary(directions: Tensor, norm: Norm) -> Tensor:
     if norm is Norm.LINF:
-        return directions.sign()
+        return torch.sign(directions)
     if norm is Norm.L2:
-        lengths = directions.norm(dim=1, keepdim=True)
+        lengths: Tensor = torch.linalg.vector_norm(directions, dim=1, keepdim=True)
         return directions / lengths.clamp(min=torch.finfo(directions.dtype).tiny)
     largest = directions.abs().argmax(1, keepdim=True)
     return torch.zeros_like(directions).scatter(1, largest, directions.gather(1, largest).sign())

@@ -184,3 +184,12 @@ def test_a_classifier_that_computes_something_else_is_refused(make):
         BoundNetwork(classifier, IMAGE)
     with pytest.raises(ParameterError, match="cannot be bounded"):
         Ibp(classifier, Ibp.Parameters(), Execution())
+
+
+def test_where_patches_fail_matrices_are_used():
+    from lirpa_cases import Residual
+
+    images = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=D)
+    low, high = BoundNetwork(settle(Residual()), images).bounds(images, 0.1, method="crown")
+    outputs = reached(settle(Residual()), images[:1], 0.1, Norm.LINF)
+    assert bool(((outputs >= low[0] - 1e-9) & (outputs <= high[0] + 1e-9)).all())
