@@ -10,8 +10,9 @@ from torch import fx
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.calls import value_of
+from rsplugins.lipschitz.calls import is_restless, value_of
 from rsplugins.lipschitz.norms import TOLERANCE
+from rsplugins.lipschitz.purity import check_function, check_untouched, kept_generators
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
 from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, total_operations, trace
 from rsplugins.lipschitz.values import Evaluation, Value
@@ -213,11 +214,15 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
         tolerance: relative width of the bounds of single layers.
 
     Raises:
-        UsageError: the network cannot be copied, or not be traced; see :func:`rsplugins.lipschitz.tracing.trace`.
+        UsageError: the network cannot be copied, or not be traced (see :func:`rsplugins.lipschitz.tracing.trace`), is random or
+            has state, or the Classifier is changed by a subclass or a hook.
     """
     sha256 = classifier.fingerprint()
+    check_untouched(classifier)
     classifier = private_copy(classifier)
-    traced = trace(classifier, input_size)
+    with kept_generators(classifier.device):
+        traced = trace(classifier, input_size)
+        check_function(traced, classifier, restless=is_restless(classifier))
     analysis = Analysis(classifier, traced, sha256, evaluation=Evaluation(tolerance))
     overwritten = overwritten_too_early(traced)
     for node in traced.graph.nodes:

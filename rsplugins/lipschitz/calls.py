@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rsplugins.lipschitz import rules
 from rsplugins.lipschitz.activations import FUNCTIONS, MODULES, OPTIONS, SLOPES
+from rsplugins.lipschitz.purity import computes_as
 from rsplugins.lipschitz.rules import NoBoundError, Shape
 from rsplugins.lipschitz.tracing import Preprocess, Traced
 from rsplugins.lipschitz.values import Scale, Value, outward
@@ -97,6 +98,7 @@ _FUNCTIONS: dict[Any, tuple[rules.Rule, tuple[str, ...], dict[str, Any]]] = {
 for _dropout in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout):
     _FUNCTIONS[_dropout] = (rules.affine_keep, ("input", "p", "training", "inplace"), {"dropout": True})
 
+_HOMES = (torch, F, operator, torch._C._nn)
 _REDUCTIONS = {"mean": "mean", "sum": "sum", "amax": "max", "amin": "max"}
 _MOVES = {
     "flatten", "unflatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "chunk", "split",
@@ -111,17 +113,22 @@ _STACKS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack"}
 
 def is_known_module(module: nn.Module) -> bool:
     """Return whether a module is bounded as a whole: its forward is that of a layer with a rule."""
-    return _known_kind(module) is not None or _qualified(module) in _MAX_MIN
+    return _known_kind(module) is not None or _is_max_min(module)
+
+
+def is_restless(network: nn.Module) -> bool:
+    """Return whether a network has a layer whose weight changes when it is read again."""
+    return any(_known_kind(module) is not None and _is_restless(module) for module in network.modules())
 
 
 def _known_kind(module: nn.Module) -> type[nn.Module] | None:
     # A subclass that keeps forward (a parametrised layer, say) computes the same function; one that overrides it may not.
-    for kind in type(module).__mro__:
-        if kind in _MODULES:
-            same = type(module).forward is kind.forward
-            inner = getattr(type(module), "_conv_forward", None) is getattr(kind, "_conv_forward", None)
-            return kind if same and inner else None
-    return None
+    kind = next((kind for kind in type(module).__mro__ if kind in _MODULES), None)
+    return kind if kind is not None and computes_as(module, kind, "_conv_forward") else None
+
+
+def _is_max_min(module: nn.Module) -> bool:
+    return _qualified(module) in _MAX_MIN and computes_as(module, type(module))
 
 
 def _qualified(module: nn.Module) -> str:
@@ -160,19 +167,26 @@ def _module_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -
     out = traced.info[node].shape or ()
     if isinstance(module, Preprocess):
         return _preprocess(module, value, shape, out)
-    if _qualified(module) in _MAX_MIN:
+    if _is_max_min(module):
         return value.through(1.0)
     kind = _known_kind(module)
     if kind is None:
-        raise NoBoundError(
-            traced.opaque.get(str(node.target).removeprefix("module."), f"there is no rule for {type(module).__name__}")
-        )
+        raise NoBoundError(traced.opaque.get(str(node.target).removeprefix("module."), _why_unknown(module)))
     rule, names, options = _MODULES[kind]
     settings = {name: getattr(module, name) for name in names if hasattr(module, name)}
     if "weight" in settings and _is_restless(module):
         # orthogonium 0.0.4 runs one more step of its power iteration at each reading, in eval mode too.
         raise NoBoundError("its weight changes when it is read again; rsplugins.lipschitz.plain(network) fixes it")
     return rule(value, shape, out, {**options, **settings})
+
+
+def _why_unknown(module: nn.Module) -> str:
+    if any(kind in _MODULES for kind in type(module).__mro__):
+        return (
+            f"a hook, or a forward of its own, may change what this {type(module).__name__} computes; a weight that a hook "
+            "computes can be one of torch.nn.utils.parametrizations instead"
+        )
+    return f"there is no rule for {type(module).__name__}"
 
 
 def _is_restless(module: nn.Module, readings: int = 5) -> bool:
@@ -200,12 +214,21 @@ def _preprocess(module: Preprocess, value: Value, shape: Shape, out: Shape) -> V
     return value.apply(Scale(factors.expand(out[1])))
 
 
+def _is_torch(function: Any) -> bool:
+    """Whether a function is the one of its name in torch or operator: a user's own may have the same name."""
+    name = getattr(function, "__name__", "")
+    return any(getattr(home, name, None) is function for home in _HOMES)
+
+
 def _function_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     if node.target is operator.getitem:
         return _getitem(traced, node, values)
     known = _FUNCTIONS.get(node.target)
     if known is None:
-        return _named_value(traced, node, values, str(getattr(node.target, "__name__", node.target)))
+        name = str(getattr(node.target, "__name__", node.target))
+        if not _is_torch(node.target):
+            raise NoBoundError(f"there is no rule for {name} of {getattr(node.target, '__module__', 'an unknown module')}")
+        return _named_value(traced, node, values, name)
     rule, names, options = known
     value, shape = _first(traced, node, values)
     if len(node.args) > max(1, len(names)) and rule not in (
@@ -306,10 +329,11 @@ def _swish(traced: Traced, node: fx.Node) -> fx.Node | None:
     for x, gate in (node.args, node.args[::-1]):
         if not isinstance(gate, fx.Node) or gate.all_input_nodes != [x]:
             continue
-        named = str(getattr(gate.target, "__name__", gate.target))
         if gate.op == "call_module":
-            named = "sigmoid" if isinstance(traced.root.get_submodule(str(gate.target)), nn.Sigmoid) else ""
-        if named == "sigmoid":
+            sigmoid = _known_kind(traced.root.get_submodule(str(gate.target))) is nn.Sigmoid
+        else:
+            sigmoid = gate.target in ("sigmoid", torch.sigmoid, F.sigmoid)
+        if sigmoid:
             return x if isinstance(x, fx.Node) else None
     return None
 

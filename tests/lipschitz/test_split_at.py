@@ -108,5 +108,5 @@ class Counting(nn.Module):
 
 def test_a_forward_with_hidden_state_is_caught():
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), Counting())
-    with pytest.raises(rsplugins.RspluginsError, match="differs from the whole"):
+    with pytest.raises(rsplugins.RspluginsError, match="random or has state"):
         split_at(rsplugins.Classifier(module, input_size=(1, 2, 2)), "1")
