@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ MISH = 1.0885
 SELU = up(1.0507009873554805 * 1.6732632423543772)
 """Slope of SELU just below zero: scale times alpha; above zero it is the scale, which is smaller."""
 
+SOFTPLUS_JUMP = 2.0**-24
+"""The largest jump that Softplus may have where it goes over to x."""
+
 
 def _constant(value: float) -> Callable[..., float]:
     return lambda **_: value
@@ -45,9 +49,18 @@ def _gelu(approximate: str = "none", **_: Any) -> float:
     return GELU if approximate == "none" else GELU_TANH
 
 
+def _celu(alpha: float = 1.0, **_: Any) -> float | None:
+    # alpha (exp(x / alpha) - 1) has slope exp(x / alpha), which grows without end to the left where alpha is negative.
+    return 1.0 if alpha > 0 else None
+
+
 def _softplus(beta: float = 1.0, threshold: float = 20.0, **_: Any) -> float | None:
-    # Above the threshold PyTorch returns x itself: a jump of log(1 + exp(-threshold)) / beta, below float32 rounding from 17 on.
-    return 1.0 if beta > 0 and threshold >= 17.0 else None
+    # Where beta x passes the threshold PyTorch goes over to x itself, down by a jump of log(1 + exp(-threshold)) / beta. The
+    # slope is below 1 on both sides, so two values lie no further apart than their arguments, or than the jump: it is let
+    # through below the float32 rounding of x and of numbers near 1. Around 0 values are log(2) / beta, which rounds coarsely
+    # where beta is tiny.
+    small = beta >= 0.01 and threshold >= 17.0 and math.log1p(math.exp(-threshold)) <= SOFTPLUS_JUMP * beta
+    return 1.0 if small else None
 
 
 SLOPES: dict[str, Callable[..., float | None]] = {
@@ -56,7 +69,7 @@ SLOPES: dict[str, Callable[..., float | None]] = {
     "hardtanh": _constant(1.0),
     "leaky_relu": _leaky,
     "elu": _elu,
-    "celu": _constant(1.0),
+    "celu": _celu,
     "selu": _constant(SELU),
     "gelu": _gelu,
     "silu": _constant(SILU),

@@ -83,7 +83,7 @@ def activation(value: Value, shape: Shape, out: Shape, options: dict[str, Any]) 
     name = options["name"]
     slope = SLOPES[name](**{key: option for key, option in options.items() if key != "name"})
     if slope is None:
-        raise NoBoundError(f"{name} has a jump with these settings")
+        raise NoBoundError(f"{name} has a jump, or no largest slope, with these settings")
     return value.through(slope, rectifier=name == "relu")
 
 

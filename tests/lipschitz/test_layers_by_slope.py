@@ -28,9 +28,15 @@ def test_slope_is_above_every_secant_and_tight(name):
         (nn.LeakyReLU(3.0), 3.0),
         (nn.ELU(2.0), 2.0),
         (nn.CELU(0.1), 1.0),
+        (nn.CELU(-0.2), None),
         (nn.GELU(approximate="tanh"), activations.GELU_TANH),
         (nn.Softplus(beta=2.0), 1.0),
+        (nn.Softplus(beta=0.5), 1.0),
         (nn.Softplus(threshold=1.0), None),
+        (nn.Softplus(beta=-1.0), None),
+        (nn.Softplus(beta=1e-3), None),
+        (nn.Softplus(beta=1e-7, threshold=17.0), None),
+        (nn.Softplus(beta=0.0, threshold=50.0), None),
     ],
     ids=str,
 )
@@ -39,6 +45,29 @@ def test_slope_from_the_module_settings(module, slope):
     if slope is not None:
         x = torch.linspace(-6, 6, 100_001, dtype=torch.float64)
         assert (module(x).diff().abs() / x.diff()).max().item() <= slope * (1 + 1e-9)
+
+
+def test_celu_with_a_negative_alpha_is_as_steep_as_one_likes():
+    x = torch.linspace(-6, 0, 100_001, dtype=torch.float64)
+    assert (F.celu(x, -0.2).diff().abs() / x.diff()).max().item() > 1e6
+
+
+@pytest.mark.parametrize("beta", [1e-7, 1e-3, 0.03, 0.1, 0.5, 1.0, 3.0, 1e4])
+@pytest.mark.parametrize("threshold", [1.0, 5.0, 17.0, 20.0, 40.0])
+def test_softplus_where_it_goes_over_to_its_argument(beta, threshold):
+    slope = activations.SLOPES["softplus"](beta=beta, threshold=threshold)
+    for step in (1e-2, 1e-3, 1e-5):
+        x = threshold / beta + torch.arange(-500, 500, dtype=torch.float64) * step
+        gap = F.softplus(x, beta, threshold).diff().abs().max().item()
+        # Two values lie no further apart than their arguments, or than the jump that is allowed.
+        assert slope is None or gap <= max(slope * step, activations.SOFTPLUS_JUMP) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("beta", "threshold"), [(1e-3, 17.0), (0.03, 17.0), (1.0, 5.0), (1e-7, 17.0)])
+def test_softplus_settings_that_jump_do_so(beta, threshold):
+    x = threshold / beta + torch.arange(-500, 500, dtype=torch.float64) * 1e-9 / beta
+    assert F.softplus(x, beta, threshold).diff().min().item() < -activations.SOFTPLUS_JUMP
+    assert activations.SLOPES["softplus"](beta=beta, threshold=threshold) is None
 
 
 def test_tanh_gelu_by_grid():
