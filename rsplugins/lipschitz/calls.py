@@ -273,6 +273,8 @@ def _named_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value], na
         return _stack(traced, node, values)
     value, shape = _first(traced, node, values)
     if name in _MOVES:
+        if name == "view" and any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
+            raise NoBoundError("it reads the bits of a tensor as numbers of another type")
         return value.through(1.0)
     if name in _REDUCTIONS:
         return rules.mean(value, shape, out, {"name": _REDUCTIONS[name]})

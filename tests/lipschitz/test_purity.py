@@ -218,3 +218,19 @@ def test_a_function_is_not_known_by_its_name(kind):
     assert steepest(classifier) > 2 * lipschitz_bound(rsplugins.wrap(base(), input_size=SIZE))
     with pytest.raises(UnsupportedLayerError, match=r"no rule|no global bound"):
         lipschitz_bound(classifier)
+
+
+class Bits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = base()
+
+    def forward(self, x):
+        return self.inner(x).view(torch.int32).float()
+
+
+def test_reading_bits_as_numbers_is_refused():
+    classifier = rsplugins.wrap(Bits(), input_size=SIZE)
+    assert steepest(classifier) > 1e3
+    with pytest.raises(UnsupportedLayerError, match="bits"):
+        lipschitz_bound(classifier)
