@@ -138,6 +138,12 @@ def check_logits(logits: Any, *, num_classes: int | None, batch: int | None) -> 
             cause="views or frames folded into the batch, or a reshape that assumes one batch size.",
             fix="Wrap a module that returns one row for each image.",
         )
+    if logits.shape[1] < 2:
+        raise OutputValueError(
+            f"The model returned {logits.shape[1]} logit for each image; a classifier has at least two.",
+            cause="a binary head whose one score goes through a sigmoid: its largest logit is always the same class.",
+            fix="Wrap a module that returns torch.cat([-score, score], dim=1).",
+        )
     if num_classes is not None and logits.shape[1] != num_classes:
         raise OutputValueError(
             f"The model returned {logits.shape[1]} logits; num_classes is {num_classes}.",

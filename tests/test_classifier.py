@@ -377,3 +377,8 @@ def test_a_module_on_the_gpu_is_wrapped_there(images):
     classifier = wrap(linear().cuda(), mean=[0.1, 0.2, 0.3], input_size=(3, 4, 4))
     assert classifier.mean.device.type == "cuda"
     assert classifier.fingerprint() == wrap(linear(), mean=[0.1, 0.2, 0.3]).fingerprint()
+
+
+def test_one_logit_is_no_classifier():
+    with pytest.raises(OutputValueError, match=r"returned 1 logit .* at least two"):
+        wrap(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)), input_size=(3, 4, 4))

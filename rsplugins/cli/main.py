@@ -51,7 +51,17 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         print("rsplugins: interrupted; what was computed is kept, the same command resumes", file=sys.stderr)  # noqa: T201
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader (`| head`) has what it wanted; without this, closing standard output would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            _leave_the_pipe()
+        else:
+            place = f" {error.filename}" if error.filename else ""
+            print(f"rsplugins: the file system refuses{place}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+            print("  next step: check the path, its permissions and the free space; the same command resumes", file=sys.stderr)  # noqa: T201
+            sys.exit(1)
     sys.exit(0)
+
+
+def _leave_the_pipe() -> None:
+    """The reader (``| head``) has what it wanted; without this, closing standard output would complain once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

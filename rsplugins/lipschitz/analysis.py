@@ -12,7 +12,7 @@ from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
 from rsplugins.lipschitz.calls import is_restless, value_of
 from rsplugins.lipschitz.norms import TOLERANCE
-from rsplugins.lipschitz.purity import check_function, check_untouched, kept_generators
+from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched, kept_generators
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
 from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, total_operations, trace
 from rsplugins.lipschitz.values import Evaluation, Value
@@ -215,7 +215,7 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
 
     Raises:
         UsageError: the network cannot be copied, or not be traced (see :func:`rsplugins.lipschitz.tracing.trace`), is random or
-            has state, or the Classifier is changed by a subclass or a hook.
+            has state, mixes the images of a batch, or the Classifier is changed by a subclass or a hook.
     """
     sha256 = classifier.fingerprint()
     check_untouched(classifier)
@@ -237,6 +237,8 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
             analysis.values[node] = value_of(traced, node, analysis.values)
         except NoBoundError as error:
             analysis.refusals[node] = str(error)
+    if not analysis.refusals:  # a refused layer is the better explanation, and then there is no bound
+        check_images_apart(traced, classifier)
     return analysis
 
 

@@ -74,8 +74,7 @@ def check_function(traced: Traced, classifier: Classifier, *, restless: bool) ->
     Raises:
         UsageError: they do not.
     """
-    size = traced.info[traced.input].shape or ()
-    images = torch.rand((2, *size[1:]), generator=torch.Generator().manual_seed(0)).to(classifier.device)
+    images = _images(traced, classifier)
     with torch.no_grad():
         first, second = (_pass(classifier, images) for _ in range(2))
         if not _agree(first, second, 1e-3 if restless else 0.0):
@@ -91,6 +90,28 @@ def check_function(traced: Traced, classifier: Classifier, *, restless: bool) ->
             cause="forward depends on something that tracing does not see: random numbers, a state, a change in place.",
             fix="Make forward a function of its input alone, written with out-of-place operations.",
         )
+
+
+def check_images_apart(traced: Traced, classifier: Classifier) -> None:
+    """Check on random images that the output of each is that of the image alone.
+
+    Raises:
+        UsageError: it is not.
+    """
+    images = _images(traced, classifier)
+    with torch.no_grad():
+        first, alone = _pass(classifier, images), _pass(classifier, images[:1])
+    if not _agree(first[:1], alone, 1e-3):
+        raise UsageError(
+            "The model's output for an image depends on the other images of its batch. Nothing was certified.",
+            cause="something is computed over the batch dimension, such as x - x.mean(0), or statistics of the batch.",
+            fix="Compute over the other dimensions only.",
+        )
+
+
+def _images(traced: Traced, classifier: Classifier) -> Tensor:
+    size = traced.info[traced.input].shape or ()
+    return torch.rand((2, *size[1:]), generator=torch.Generator().manual_seed(0)).to(classifier.device)
 
 
 def _pass(classifier: Classifier, images: Tensor) -> Tensor:

@@ -225,6 +225,8 @@ def _takers(key: str, fields: Mapping[str, set[str]], broken: Sequence[Outcome])
         if any(outcome.name == method for outcome in broken):
             return []
         raise UnknownNameError("method among those asked for", method, fields, fix=f"methods: {', '.join(sorted(fields))}")
+    if not fields and broken and broken[0].error is not None:
+        raise broken[0].error  # none of the methods could be made: why matters more than its parameters
     names = [method] if dot else list(fields)
     takers = [name for name in names if plain in fields[name]]
     if not takers and not key.startswith("?"):

@@ -234,3 +234,19 @@ def test_reading_bits_as_numbers_is_refused():
     assert steepest(classifier) > 1e3
     with pytest.raises(UnsupportedLayerError, match="bits"):
         lipschitz_bound(classifier)
+
+
+class _OverTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        return self.layer(flat - flat.mean(0))
+
+
+def test_an_output_that_depends_on_the_rest_of_the_batch_is_refused():
+    classifier = rsplugins.wrap(_OverTheBatch(), input_size=(3, 2, 2), num_classes=3)
+    with pytest.raises(UsageError, match="depends on the other"):
+        rsplugins.certify(classifier, torch.rand(3, 3, 2, 2), "lipschitz-margin")

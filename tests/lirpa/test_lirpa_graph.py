@@ -7,6 +7,7 @@ import torch
 from lirpa_cases import D, mlp, settle
 from torch import nn
 
+import rsplugins
 from rsplugins import compat
 from rsplugins.errors import CheckpointError, ParameterError, PluginUnavailableError, UsageError
 from rsplugins.lirpa.graph import bounded, check_module
@@ -178,3 +179,39 @@ def test_bridging_twice_is_bridging_once():
 
 def test_check_module_passes_a_module_without_mode_dependent_layers():
     check_module(mlp(72, 3).train())
+
+
+class _OverTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        return self.layer(flat - flat.mean(0))
+
+
+def test_an_output_that_depends_on_the_rest_of_the_batch_is_refused():
+    classifier = rsplugins.wrap(_OverTheBatch(), input_size=(3, 2, 2), num_classes=3)
+    with pytest.raises(UsageError, match="depends on the other"):
+        rsplugins.certify(classifier, torch.rand(3, 3, 2, 2), "ibp")
+
+
+class _AlwaysDropping(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x.flatten(1), 0.5)
+
+
+def test_a_random_model_is_said_to_be_random():
+    with pytest.raises(UsageError, match="random or has state"):
+        bounded(_AlwaysDropping(), torch.rand(2, 3, 2, 2))
+
+
+def test_alpha_crown_bisects_where_nearly_all_neurons_are_unstable():
+    """Release 0.3 crashed with its sparse alphas: 31 of these 32 neurons are unstable at some radius of the search."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 10))
+    classifier = rsplugins.wrap(network, input_size=(3, 8, 8))
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    best, plain = (rsplugins.certify(classifier, images, method, norm="linf") for method in ("alpha-crown", "crown"))
+    assert all(one.radius >= other.radius - 1e-6 for one, other in zip(best, plain, strict=True))
