@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 def certify(
     model: Annotated[str | None, typer.Option(help="Model, as scheme:name. Default: the embedded digits classifier.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set. Default: the embedded digits, when there is no --model.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Certifier; repeatable. Default: every available one.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Certifier; repeatable. Default: all but latent (needs split=LAYER), alpha-crown (slow)."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value for every method that has it, or method.key=value; repeatable.")
     ] = None,
@@ -53,7 +56,7 @@ def certify(
 ) -> None:
     """Certify a model on a data set.
 
-    Without arguments: the embedded digits classifier, with every available certifier. The same command resumes a run that was
+    Without arguments: the embedded digits classifier, with the default certifiers. The same command resumes a run that was
     interrupted. Exit codes: 0 done, 1 a method or an input failed, 2 wrong use.
     """
     from rsplugins.certifier import Execution
