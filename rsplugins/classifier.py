@@ -216,6 +216,22 @@ class Classifier(nn.Module):
             self._fingerprint = (key, digest.hexdigest())
         return self._fingerprint[1]
 
+    def structure(self) -> str:
+        """Return the sha256 of what the function is besides its numbers: the layers' classes, settings and plain attributes.
+
+        Two networks with the same weights may differ in an activation or a stride. Code and values that a module keeps elsewhere
+        are not seen, and releases of a library may describe a layer in other words.
+        """
+        digest = hashlib.sha256()
+        for name, layer in self.module.named_modules():
+            kind = type(layer)
+            digest.update(f"{name} {kind.__module__}.{kind.__qualname__}({layer.extra_repr()})\n".encode())
+            plain = {key: value for key, value in vars(layer).items() if key != "training" and not key.startswith("_")}
+            digest.update(f"{sorted((key, repr(value)) for key, value in plain.items() if _is_plain(value))}\n".encode())
+            for key in sorted(layer._non_persistent_buffers_set):
+                _digest_value(digest, f"{name}.{key}", layer._buffers[key])
+        return digest.hexdigest()
+
     def describe(self) -> dict[str, Any]:
         """Return what a manifest records about the function, as plain JSON values."""
         return {
@@ -229,7 +245,14 @@ class Classifier(nn.Module):
             "dtype": str(self.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in self.module.parameters()),
             "sha256": self.fingerprint(),
+            "structure": self.structure(),
         }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def wrap(

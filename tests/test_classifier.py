@@ -382,3 +382,28 @@ def test_a_module_on_the_gpu_is_wrapped_there(images):
 def test_one_logit_is_no_classifier():
     with pytest.raises(OutputValueError, match=r"returned 1 logit .* at least two"):
         wrap(nn.Sequential(nn.Flatten(), nn.Linear(48, 1)), input_size=(3, 4, 4))
+
+
+class _Divided(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.by = nn.Linear(48, 5), by
+        self.register_buffer("shift", torch.full((1,), by), persistent=False)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1) / self.by)
+
+
+def test_the_structure_tells_networks_apart_that_have_the_same_weights():
+    def network(activation, stride=1):
+        torch.manual_seed(0)
+        return wrap(nn.Sequential(nn.Conv2d(3, 4, 1, stride=stride), activation, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+    networks = [network(nn.ReLU()), network(nn.Hardtanh(-0.1, 0.1)), network(nn.Hardtanh(-0.2, 0.1)), network(nn.ReLU(), 2)]
+    assert len({each.fingerprint() for each in networks}) == 1
+    assert len({each.structure() for each in networks}) == 4
+    assert network(nn.ReLU()).structure() == networks[0].structure()
+    plain = [wrap(_Divided(by)) for by in (1.0, 2.0)]
+    assert plain[0].fingerprint() == plain[1].fingerprint()
+    assert plain[0].structure() != plain[1].structure() == wrap(_Divided(2.0)).structure()

@@ -108,7 +108,8 @@ class Manifest(BaseModel):
         identity = self.model_dump(mode="json", include=kept)
         # A model or data set may lie under another name or in another place: its fingerprint says what it is.
         for name, value in (("model", self.model), ("data", self.data)):
-            identity[name] = {"sha256": value["sha256"]} if "sha256" in value else value
+            kept_here = {key: value[key] for key in ("sha256", "structure") if key in value}
+            identity[name] = kept_here if "sha256" in value else value
         return _flat(identity)
 
 
@@ -122,8 +123,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def difference(old: Manifest, new: Manifest) -> list[str]:
     """Return the lines ``key: old -> new`` for every setting in which two identities differ."""
     before, after = old.identity(), new.identity()
-    keys = sorted(before.keys() | after.keys())
-    return [f"{key}: {_show(before, key)} -> {_show(after, key)}" for key in keys if before.get(key) != after.get(key)]
+    keys = before.keys() | after.keys()
+    if "model.structure" not in before or "model.structure" not in after:
+        keys -= {"model.structure"}  # a run of an earlier release
+    return [f"{key}: {_show(before, key)} -> {_show(after, key)}" for key in sorted(keys) if before.get(key) != after.get(key)]
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:

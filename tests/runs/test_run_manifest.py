@@ -77,3 +77,12 @@ def test_records_without_a_manifest_are_not_overwritten(tmp_path):
 
 def test_versions_name_python_and_torch_without_importing_it():
     assert {"python", "rsplugins", "torch", "scipy"} <= versions().keys()
+
+
+def test_another_network_with_the_same_weights_is_another_run_and_older_runs_go_on():
+    ours = Manifest(method="gaussian", parameters={}, selection=Selection.of([0]), model={"sha256": "a", "structure": "b"})
+    other = ours.model_copy(update={"model": {"sha256": "a", "structure": "c"}})
+    older = ours.model_copy(update={"model": {"sha256": "a"}})
+    assert difference(ours, other) == ["model.structure: 'b' -> 'c'"]
+    assert difference(ours, older) == difference(older, ours) == []
+    assert difference(ours, ours.model_copy(update={"model": {"sha256": "x", "structure": "b"}})) == ["model.sha256: 'a' -> 'x'"]
