@@ -149,6 +149,8 @@ class Certificate:
             return f"input {self.index}: {self.method} abstains ({self.guarantee})"
         verb = "certified" if self.guarantee.certifies else str(self.guarantee)
         confidence = f", alpha={self.alpha:g}" if self.alpha is not None else ""
+        if self.radius == 0 and self.guarantee.certifies:
+            return f"input {self.index}: class {self.prediction}, no certified {self.norm} radius ({self.guarantee}{confidence})"
         # Rounded down: the usual print would claim more than was proven.
         digits = Decimal(repr(self.radius)).quantize(Decimal("1e-6"), rounding=ROUND_DOWN)
         radius = f"{verb} {self.norm} radius {digits}"

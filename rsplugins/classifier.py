@@ -216,6 +216,12 @@ class Classifier(nn.Module):
             self._fingerprint = (key, digest.hexdigest())
         return self._fingerprint[1]
 
+    def extra_repr(self) -> str:
+        """Return what happens before the network, for ``repr``."""
+        shown = {"input_size": self.input_size, "mean": _plain_values(self.mean), "std": _plain_values(self.std)}
+        shown |= {"resize": self.resize, "num_classes": self.num_classes, "source": self.source}
+        return ", ".join(f"{key}={value!r}" for key, value in shown.items() if value is not None)
+
     def structure(self) -> str:
         """Return the sha256 of what the function is besides its numbers: the layers' classes, settings and plain attributes.
 

@@ -39,3 +39,8 @@ def test_abstained_is_not_failed():
     assert (abstained.abstained, failed.abstained) == (True, False)
     assert "abstains" in str(abstained)
     assert "failed: damaged file" in str(failed)
+
+
+def test_a_radius_of_zero_is_no_certified_radius():
+    none = certificate(radius=0.0, guarantee=Guarantee.DETERMINISTIC, alpha=None)
+    assert str(none) == "input 4: class 3, no certified l2 radius (deterministic)"

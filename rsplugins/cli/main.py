@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -30,12 +30,22 @@ def build() -> typer.Typer:
     )
 
     @app.callback()
-    def root() -> None:
-        """Keep sub-commands even while there is only one."""
+    def root(
+        version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    ) -> None:
+        """Certify a pretrained classifier with any installed method, and know exactly what is guaranteed."""
 
     for name in COMMANDS:
         importlib.import_module(f"rsplugins.cli.{name}").register(app)
     return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rsplugins {version('rsplugins')}")
+        raise typer.Exit
 
 
 def main() -> NoReturn:

@@ -181,7 +181,9 @@ def _prefix_cause(missing: list[str], unexpected: list[str]) -> str:
 
 
 def _shape_error(module: nn.Module, source: str, name: str, there: tuple[int, ...], here: tuple[int, ...]) -> CheckpointError:
-    is_head = len(there) == len(here) and there[0] != here[0] and there[1:] == here[1:]
+    last = [key.rpartition(".")[0] for key in module.state_dict()][-1:]
+    # The first entry that does not fit is a head only where it belongs to the last layer.
+    is_head = len(there) == len(here) and there[0] != here[0] and there[1:] == here[1:] and name.rpartition(".")[0] in last
     return CheckpointError(
         f"{source} does not fit {type(module).__name__}: {name} has shape {there} in the file and {here} in the network.",
         cause=f"a head for {there[0]} classes, or another width." if is_head else "another architecture, or other arguments.",

@@ -121,6 +121,7 @@ def device_name(device: torch.device) -> str:
 def plot_curves(directory: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Draw loss, accuracies and learning rate against the epoch."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -137,6 +138,8 @@ def plot_curves(directory: Path, rows: Sequence[Mapping[str, Any]], title: str) 
                     *zip(*points, strict=True), label=name.replace("_accuracy", ""), marker="." if len(points) < 30 else None
                 )
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
         panel.set_ylabel(label)
         if len(names) > 1:
             panel.legend()

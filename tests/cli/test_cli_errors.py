@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import rsplugins
 from rsplugins.cli import main
 
 
@@ -15,3 +16,11 @@ def test_an_output_that_cannot_be_written_is_explained(tmp_path, monkeypatch, ca
         main()
     assert done.value.code == 1
     assert f"the file system refuses {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rsplugins", "--version"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"rsplugins {rsplugins.__version__}\n"
