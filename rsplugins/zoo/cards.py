@@ -257,8 +257,15 @@ def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
     chosen = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method in SAMPLED]
     if not chosen:
         return None
-    figure = curve_figure([run for _, run in chosen], [manifest.id.partition(".")[2] for manifest, _ in chosen])
-    figure.axes[0].set_title(f"{data_of(chosen[0][0])}, {len(chosen[0][1].rows)} inputs each", loc="left", fontsize=10)
+    names = [manifest.id.partition(".")[2] for manifest, _ in chosen]
+    models_of = {
+        name: {manifest.id for (manifest, _), other in zip(chosen, names, strict=True) if other == name} for name in names
+    }
+    # The architecture only where two models would have one name.
+    labels = [manifest.id if len(models_of[name]) > 1 else name for (manifest, _), name in zip(chosen, names, strict=True)]
+    figure = curve_figure([run for _, run in chosen], labels)
+    counts = " or ".join(map(str, sorted({len(run.rows) for _, run in chosen})))
+    figure.axes[0].set_title(f"{data_of(chosen[0][0])}, {counts} inputs each", loc="left", fontsize=10)
     return figure
 
 

@@ -45,6 +45,15 @@ def test_the_table_of_the_zoo_is_the_one_its_manifests_give():
     assert all(f"[{name}](./{name})" in text for name in MODELS)
 
 
+def test_the_curves_of_a_data_set_say_how_many_inputs_and_tell_models_apart():
+    models = [(ZOO / name, read) for name, read in MODELS.items() if "cifar10-jpeg" in name]
+    axes = cards.data_figure(models).axes[0]
+    assert axes.get_title(loc="left") == "cifar10-jpeg, 100 or 500 inputs each"
+    labels = [line.get_label().partition(":")[0] for line in axes.get_lines() if not line.get_label().startswith("_")]
+    assert len(labels) == len(set(labels)) == 3
+    assert "resnet18.cifar10-jpeg-gaussian025-small-v1" in labels
+
+
 def test_estimates_and_attacks_never_stand_under_a_certified_heading():
     shared = {"images": 10, "data": "digits", "split": "test", "norm": "linf", "records": "x", "records_sha256": "0" * 64}
     made = [
