@@ -85,7 +85,9 @@ class Latent(Certifier[LatentParameters]):
         _check_reach(p, self.lipschitz)
         self.margins = _margins(self.analysis) if p.margin else None
         noise = GaussianNoise(p.sigma, execution.seed)
-        self.sampler = Sampler(self.cut.split.head, noise, classifier.num_classes, execution, device=classifier.device)
+        # The head casts nothing, unlike a Classifier; weights coarser than float32 were refused above.
+        head, device, dtype = self.cut.split.head, classifier.device, classifier.dtype
+        self.sampler = Sampler(head, noise, classifier.num_classes, execution, device=device, dtype=dtype)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield votes and bounds, in the form that :func:`rsplugins.lipschitz.claims.latent` documents.

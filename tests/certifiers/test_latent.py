@@ -360,3 +360,17 @@ def test_the_split_must_be_named_and_supported():
     assert done.prediction is None or "normalises the latent again (norm)" in " ".join(done.assumptions)
     assert done.evidence["head_normalises"] == ["norm"]
     assert "margin" not in done.evidence
+
+
+def test_a_network_in_float64_is_certified():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    double = rsplugins.certify(
+        rsplugins.wrap(network.double(), input_size=(1, 8, 8)), images, "latent", split="1", sigma=0.1, n=20_000
+    )
+    single = rsplugins.certify(
+        rsplugins.wrap(network.float(), input_size=(1, 8, 8)), images, "latent", split="1", sigma=0.1, n=20_000
+    )
+    assert [one.prediction for one in double] == [one.prediction for one in single]
+    assert [one.radius for one in double] == pytest.approx([one.radius for one in single], abs=0.005)  # other noise
