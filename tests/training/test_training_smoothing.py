@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -112,3 +113,22 @@ def test_latent_noise_is_added_between_encoder_and_head_and_only_in_training_ste
     assert torch.equal(pair.seen[1], images.flatten(1))
     with pytest.raises(ParameterError, match="encoder and a head"):
         Hooks(LatentNoise(sigma=5.0), model=small_net())
+
+
+class _Compiled(nn.Module):
+    """As torch.compile after a first call: it does not notice hooks that come later."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod, self.code = module, copy.deepcopy(module)
+
+    def forward(self, x):
+        return self.code(x)
+
+
+def test_latent_noise_reaches_a_compiled_model():
+    pair = Pair()
+    images, labels = batch()
+    clean = Hooks(LatentNoise(sigma=1e-9), model=pair).training_loss(pair, images, labels, epoch=0)
+    noisy = Hooks(LatentNoise(sigma=5.0), model=pair).training_loss(_Compiled(pair), images, labels, epoch=0)
+    assert abs(float(noisy.detach()) - float(clean.detach())) > 0.01

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from training_cases import recipe, small_net, table
 
 from rsplugins.errors import ParameterError, RunError
-from rsplugins.training import Gairat, GaussianAugmentation, ImageTable, Trainer, TrainingDivergedError, hookimpl
+from rsplugins.training import Gairat, GaussianAugmentation, ImageTable, Trainer, TrainingDivergedError, files, hookimpl
 from rsplugins.training.engine import derived_seed
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.trainer import accuracy, choose_device
@@ -350,3 +350,20 @@ def test_videos_train_in_their_own_layout(tmp_path):
     trainer = Trainer(recipe(epochs=1), tmp_path, train=videos, test=videos, module=network, hooks=[], device="cpu", quiet=True)
     assert trainer.engine.arranged(torch.rand(2, 2, 3, 4, 4)).is_contiguous(memory_format=torch.channels_last_3d)
     assert trainer.fit().record["input"]["shape"] == [1, 2, 4, 4]
+
+
+def test_a_run_that_dies_between_metrics_and_checkpoint_loses_no_row(tmp_path, monkeypatch):
+    write, calls = files.write_metrics, []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(files, "write_metrics", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _trainer(tmp_path, epochs=3).fit()
+    result = _trainer(tmp_path, epochs=3).fit()
+    assert [row["epoch"] for row in result.metrics] == [0, 1, 2]
+    assert result.record["epochs"] == 3
