@@ -149,13 +149,13 @@ class Engine:
         return bool(torch.stack([tensor.detach().isfinite().all() for tensor in self._averaged()]).all())
 
     def state(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs besides epoch and step."""
+        """Return everything that a resumed run needs besides epoch and step; all ranks must call it."""
         return {
             "model": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "updates": self.updates,
-            "sums": self.sums,
+            "sums": {name: self.ranks.sum(value) for name, value in self.sums.items()},
             "hooks": self.hooks.state(),
         }
 
@@ -165,7 +165,9 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = [tensor.to(self.device) for tensor in state["average"]]
         self.updates = state["updates"]
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        # The sums are those of all ranks: one takes them, and the others begin at 0.
+        own = 1 if self.ranks.is_first else 0
+        self.sums = {name: own * value.to(self.device) for name, value in state["sums"].items()}
         self.hooks.load_state(state["hooks"])
 
     def _tensors(self) -> Iterator[Tensor]:

@@ -52,7 +52,7 @@ class GeometryWeights(_Late):
         scheme: ``"tanh"``, ``"sigmoid"`` or ``"discrete"``; see :func:`~rsplugins.training.geometry.geometry_weights`.
         kappa: ``"first"``, the least number of steps to a misclassified iterate (the paper); or ``"correct"``, the number of
             correctly classified iterates (the released code).
-        normalise: whether weights have mean 1 over the batch.
+        normalise: whether weights have mean 1 over the batch; under torchrun, over each process's share of it.
         schedule: ``"fixed"``; ``"linear"`` falls from lambda_max at the end of burn-in to lambda_ in the last epoch; ``"steps"``
             takes the values of ``lambda_steps``.
         lambda_max: finite; where ``"linear"`` starts.

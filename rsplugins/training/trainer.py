@@ -223,14 +223,14 @@ class Trainer:
             self._check(order, epoch)
         if not self.engine.is_finite():
             self._diverged(f"A weight is not finite after epoch {epoch if not step else epoch + 1}.")
+        state = {
+            "recipe": self.recipe.identity(),
+            "epoch": epoch,
+            "step": step,
+            "seconds": self._seconds(),
+            "engine": self.engine.state(),
+        }
         if self.ranks.is_first:
-            state = {
-                "recipe": self.recipe.identity(),
-                "epoch": epoch,
-                "step": step,
-                "seconds": self._seconds(),
-                "engine": self.engine.state(),
-            }
             files.save_checkpoint(self.directory, state)
 
     def _seconds(self) -> float:

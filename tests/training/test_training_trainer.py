@@ -239,6 +239,26 @@ def test_every_step_of_every_epoch_and_rank_has_randomness_of_its_own(tmp_path):
     assert seeds[0] != seeds[1]
 
 
+class TwoAlike(Ranks):
+    """Two ranks that saw the same: each sum is twice the own."""
+
+    def sum(self, tensor):
+        return 2 * tensor
+
+
+def test_the_ranks_of_a_resumed_epoch_count_its_first_part_once(tmp_path):
+    first, second = (_trainer(tmp_path / name) for name in "ab")
+    images, labels = first.train.take(torch.arange(8))
+    first.engine.step(images, labels, 0, 0)
+    first.engine.ranks, second.engine.ranks = TwoAlike(0, 2, 0), TwoAlike(1, 2, 1)
+    state = first.engine.state()
+    assert float(state["sums"]["images"]) == 16
+    for trainer in (first, second):
+        trainer.engine.load_state(state)
+    together = {name: first.engine.sums[name] + second.engine.sums[name] for name in first.engine.sums}
+    assert together == state["sums"]
+
+
 def test_bfloat16_and_compile_free_layouts_train(tmp_path):
     result = _trainer(tmp_path, precision="bfloat16", channels_last=False, epochs=6).fit()
     assert next(result.classifier.parameters()).dtype == torch.float32
