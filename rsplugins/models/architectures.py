@@ -50,13 +50,22 @@ def mnist_cnn(num_classes: int = 10, width: int = 16) -> nn.Module:
 
 def mnist_small(num_classes: int = 10, width: int = 16) -> nn.Module:
     """Two convolutions and two linear layers for (1, 28, 28) images: the small network of Gowal et al. (2019) and of ETB."""
+    return _small(num_classes, width, channels=1, side=10)
+
+
+def cifar_small(num_classes: int = 10, width: int = 16) -> nn.Module:
+    """:func:`mnist_small` for (3, 32, 32) images."""
+    return _small(num_classes, width, channels=3, side=12)
+
+
+def _small(num_classes: int, width: int, *, channels: int, side: int) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, width, 4, stride=2),
+        nn.Conv2d(channels, width, 4, stride=2),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 4),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(2 * width * 100, 100),
+        nn.Linear(2 * width * side * side, 100),
         nn.ReLU(),
         nn.Linear(100, num_classes),
     )
@@ -180,6 +189,7 @@ def latent_cifar10(num_classes: int = 10, width: int = 128, small: bool = False,
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "cifar_medium": cifar_medium,
+    "cifar_small": cifar_small,
     "digits_cnn": digits_cnn,
     "latent_cifar10": latent_cifar10,
     "latent_mnist": latent_mnist,

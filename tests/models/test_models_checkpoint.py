@@ -14,6 +14,7 @@ from rsplugins.models.architectures import ARCHITECTURES, build, digits_cnn
 
 SIZES = {
     "cifar_medium": (3, 32, 32),
+    "cifar_small": (3, 32, 32),
     "digits_cnn": (1, 8, 8),
     "latent_cifar10": (3, 32, 32),
     "latent_mnist": (1, 28, 28),
