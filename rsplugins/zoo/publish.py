@@ -123,10 +123,14 @@ def _metric(result: Result) -> dict[str, Any]:
 
 
 def metric_name(result: Result) -> str:
-    """Return a number's name with its guarantee, so that an estimate or an attack is not taken for a certificate."""
+    """Return a number's name with its guarantee, so that an estimate or an attack is not taken for a certificate.
+
+    Samples and inputs are part of it: a model may have the same number from several runs.
+    """
     radius = "" if result.radius is None else f" at {result.norm} {result.radius:.4g}"
-    kind = "" if result.guarantee is None else f" ({result.guarantee}, {result.certifier})"
-    return f"{result.metric.replace('_', ' ')}{radius}{kind}"
+    said = [] if result.guarantee is None else [str(result.guarantee), result.certifier]
+    said += [] if result.n is None else [f"n = {result.n:,}"]
+    return f"{result.metric.replace('_', ' ')}{radius} ({', '.join([*said, f'{result.images:,} inputs'])})"
 
 
 def _write_index(folder: Path, manifest: Manifest, out: Path) -> None:

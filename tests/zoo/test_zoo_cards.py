@@ -12,7 +12,7 @@ from rsplugins.cli import main
 from rsplugins.errors import UsageError
 from rsplugins.zoo import DEFAULT_MODEL, cards, manifest
 from rsplugins.zoo.fetch import fetch
-from rsplugins.zoo.publish import publish, upload
+from rsplugins.zoo.publish import front_matter, publish, upload
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 MODELS = {path.parent.name: manifest.read(path.parent) for path in sorted(ZOO.glob(f"*/{manifest.FILE}"))}
@@ -133,6 +133,14 @@ def test_publishing_writes_what_hugging_face_reads(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert (config["num_labels"], config["shape"], config["mean"]) == (10, [1, 8, 8], [0.305])
     assert (folder / "model.safetensors").read_bytes() == (ZOO / DEFAULT_MODEL / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("manifest", MODELS.values(), ids=list(MODELS))
+def test_no_two_published_numbers_of_a_model_have_one_name(manifest):
+    lines = dict(line.split(": ", 1) for line in front_matter(manifest).splitlines())
+    (model,) = json.loads(lines["model-index"])
+    metrics = [metric["name"] for group in model["results"] for metric in group["metrics"]]
+    assert len(set(metrics)) == len(metrics) == len(manifest.results)
 
 
 def test_what_was_published_can_be_fetched_and_loaded(tmp_path, shop):
