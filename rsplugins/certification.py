@@ -157,7 +157,7 @@ def parse_parameters(model: type[CertifierParameters], values: Mapping[str, Any]
         Traceback (most recent call last):
         ...
         rsplugins.errors.ParameterError: The certifier 'gaussian' has no parameter 'sgima'. Did you mean 'sigma'?
-          next step: Use one of: sigma.
+          next step: Use one of: sigma; `rsplugins plugins show gaussian` says more.
     """
     try:
         return model(**values)
@@ -173,7 +173,9 @@ def _parameter_error(error: ValidationError, model: type[CertifierParameters], m
         name = str(unknown["loc"][0])
         return ParameterError(
             f"The certifier {method!r} has no parameter {name!r}.{did_you_mean(name, known)}",
-            fix=f"Use one of: {', '.join(known)}." if known else "It takes no parameters.",
+            fix=f"Use one of: {', '.join(known)}; `rsplugins plugins show {method}` says more."
+            if known
+            else "It takes no parameters.",
         )
     lines = []
     for problem in problems:

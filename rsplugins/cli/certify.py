@@ -27,7 +27,12 @@ def certify(
         typer.Option(help="Certifier; repeatable. Default: all but latent (needs split=LAYER), alpha-crown (slow)."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value for every method that has it, or method.key=value; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="key=value for every method that has it, or method.key=value; repeatable. `rsplugins plugins show METHOD` lists "
+            "the keys.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory; with several methods one directory each inside. Default: under runs/.")

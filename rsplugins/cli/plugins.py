@@ -13,6 +13,7 @@ from rsplugins.errors import RspluginsWarning
 
 if TYPE_CHECKING:
     from rsplugins.host import Entry
+    from rsplugins.host.parameters import Parameter
 
 PIPED_WIDTH = 120
 """Columns of a table that goes to a file or a pipe, where rich would assume 80."""
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the ``plugins`` commands to the application."""
     plugins = typer.Typer(help="Show the installed plugins.", no_args_is_help=True, rich_markup_mode=None)
     plugins.command("list")(list_plugins)
+    plugins.command("show")(show_plugin)
     plugins.command("check")(check_plugin)
     app.add_typer(plugins, name="plugins")
 
@@ -46,6 +48,31 @@ def list_plugins(
         typer.echo(json.dumps([_row(entry) for entry in entries], indent=2))
     else:
         _print_table(entries)
+
+
+def show_plugin(
+    name: Annotated[str, typer.Argument(help="What a plugin brings, as `rsplugins plugins list` names it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for machines.")] = False,
+    kind: Annotated[str | None, typer.Option(help="Only this kind, where several have the name.")] = None,
+) -> None:
+    """Show what can be set of a certifier, training hook or model source: names, types, ranges, defaults, meanings."""
+    from rsplugins.cli.output import plain_warnings
+    from rsplugins.errors import UnknownNameError
+    from rsplugins.host import Status, get_host
+    from rsplugins.host.parameters import parameters
+
+    plain_warnings()
+    entries = get_host().entries(kind)
+    found = [entry for entry in entries if entry.name == name]
+    if not found:
+        raise UnknownNameError(kind or "plugin", name, {entry.name for entry in entries})
+    shown = [(entry, parameters(entry) if entry.status is Status.ACTIVE else []) for entry in found]
+    if as_json:
+        rows = [{**_row(entry), "parameters": [vars(each) for each in known]} for entry, known in shown]
+        typer.echo(json.dumps(rows, indent=2, default=str))
+        return
+    for entry, known in shown:
+        _print_entry(entry, known)
 
 
 def check_plugin(
@@ -144,6 +171,39 @@ def _print_table(entries: list[Entry]) -> None:
         if row["status"] != "active":
             typer.echo(f"{row['name']} ({row['kind']}, {row['distribution']} {row['version']}) {row['status']}: {row['reason']}")
             typer.echo(f"    {row['fix']}\n")
+
+
+_HOW = {
+    "certifier": "set by --set NAME=VALUE, or rsplugins.certify(..., NAME=VALUE)",
+    "training-hook": "set by NAME = VALUE under [[hooks]] in a recipe",
+    "model-source": "set by --model-option NAME=VALUE, or rsplugins.load(..., NAME=VALUE)",
+}
+
+
+def _print_entry(entry: Entry, known: list[Parameter]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    row = _row(entry)
+    typer.echo(f"{entry.label}: {row['summary']}")
+    guarantee = f"{row['guarantee']}; " if row["guarantee"] else ""
+    typer.echo(f"  {guarantee}{', '.join(row['norms'])}{'; ' if row['norms'] else ''}{row['factory']}")
+    if row["status"] != "active":
+        typer.echo(f"  {row['status']}: {row['reason']}\n    {row['fix']}\n")
+        return
+    if not known:
+        typer.echo("  it has no parameters\n")
+        return
+    typer.echo(f"  {_HOW[entry.kind]}")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("name", "type", "range", "default", "meaning"):
+        table.add_column(header, overflow="fold", no_wrap=header == "name")
+    for each in known:
+        default = "required" if each.required else "none" if each.default is None else str(each.default)
+        table.add_row(*_plain(each.name, each.type, each.range, default, each.meaning))
+    console.print(table)
 
 
 def _plain(*cells: str) -> list[Any]:

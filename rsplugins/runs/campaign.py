@@ -232,9 +232,10 @@ def _takers(key: str, fields: Mapping[str, set[str]], broken: Sequence[Outcome])
     if not takers and not key.startswith("?"):
         known = sorted(set().union(*(fields[name] for name in names)))
         who = f"The certifier {names[0]!r} has" if len(names) == 1 else "None of the certifiers has"
-        name = "a" if len(names) > 1 else "no"
+        name, one = ("a", "METHOD") if len(names) > 1 else ("no", names[0])
         raise ParameterError(
-            f"{who} {name} parameter {plain!r}.{did_you_mean(plain, known)}", fix=f"Use one of: {', '.join(known)}."
+            f"{who} {name} parameter {plain!r}.{did_you_mean(plain, known)}",
+            fix=f"Use one of: {', '.join(known)}; `rsplugins plugins show {one}` says more.",
         )
     return takers
 
