@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from rsplugins.models import load
+    from rsplugins.runs.summary import score
 
 _HOMES = {
     "BoundOperatorDescriptor": "rsplugins.host",
@@ -46,6 +47,7 @@ _HOMES = {
     "certify": "rsplugins.certification",
     "hookimpl": "rsplugins.host",
     "load": "rsplugins.models",
+    "score": "rsplugins.runs.summary",
     "wrap": "rsplugins.classifier",
 }
 
@@ -53,6 +55,7 @@ __all__ = [  # noqa: RUF022 -- the order a reader meets them in
     "wrap",
     "load",
     "certify",
+    "score",
     "Classifier",
     "Certificate",
     "Claim",

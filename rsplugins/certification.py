@@ -51,7 +51,7 @@ def certify(
         parameters: the certifier's own, such as ``sigma=0.25, n0=100, n=10_000, alpha=0.001``.
 
     Returns:
-        One certificate an input, in order.
+        One certificate an input, in order; :func:`rsplugins.score` holds them against labels.
 
     Raises:
         UsageError: ``classifier`` is not a Classifier.
@@ -133,6 +133,14 @@ def check_execution(execution: Execution) -> Execution:
     return execution
 
 
+_LABELS = "Leave it out: no certificate depends on it. rsplugins.score(certificates, labels) then says which are right."
+_ELSEWHERE = {
+    **dict.fromkeys(("labels", "label", "y", "targets"), _LABELS),
+    "device": "Move the model, which the images follow: classifier.to(device).",
+}
+"""What is looked for among a certifier's parameters and lies elsewhere."""
+
+
 def _check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
     if indices is None:
         return list(range(count))
@@ -171,6 +179,8 @@ def _parameter_error(error: ValidationError, model: type[CertifierParameters], m
     unknown = next((problem for problem in problems if problem["type"] == "extra_forbidden"), None)
     if unknown is not None:
         name = str(unknown["loc"][0])
+        if name in _ELSEWHERE:
+            return ParameterError(f"The certifier {method!r} has no parameter {name!r}.", fix=_ELSEWHERE[name])
         return ParameterError(
             f"The certifier {method!r} has no parameter {name!r}.{did_you_mean(name, known)}",
             fix=f"Use one of: {', '.join(known)}; `rsplugins plugins show {method}` says more."

@@ -70,6 +70,8 @@ def test_no_inputs_give_no_certificates(classifier, images):
         ({"sigma": -1.0}, ParameterError, "sigma is -1.0; allowed: greater than 0"),
         ({"sigma": "wide"}, ParameterError, "sigma is 'wide'; allowed: a valid number"),
         ({"n": 10}, ImpossibleBudgetError, r"\d+"),
+        ({"labels": [1]}, ParameterError, r"rsplugins\.score\(certificates, labels\)"),
+        ({"device": "cpu"}, ParameterError, r"classifier\.to\(device\)"),
         ({"method": "gausian"}, UnknownNameError, "Did you mean 'gaussian'"),
         ({"batch_size": 0}, ParameterError, "batch_size is 0"),
         ({"batch_size": True}, ParameterError, "batch_size is True"),
@@ -114,3 +116,25 @@ def test_a_model_in_training_mode_is_refused(classifier, images):
             rsplugins.certify(classifier, images, **SETTINGS)
     finally:
         classifier.eval()
+
+
+def test_certificates_are_scored_against_labels(classifier, images):
+    certificates = rsplugins.certify(classifier, images, **SETTINGS)
+    classes, _ = exact(classifier, images)
+    labels = classes.clone()
+    labels[:3] = 1 - labels[:3]  # three wrong ones
+    result = rsplugins.score(certificates, labels, radii=[0.0, 0.1])
+    right = [one.radius for one, label in zip(certificates, labels.tolist(), strict=True) if one.prediction == label]
+    assert result["correct"] == len(right) < len(images)
+    assert result["acr"] == pytest.approx(sum(right) / len(images))
+    assert [point["count"] for point in result["curve"]] == [len(right), sum(radius >= 0.1 for radius in right)]
+    assert (result["guarantee"], result["certifies"], result["norm"]) == ("probabilistic", True, "l2")
+
+
+def test_labels_that_do_not_go_with_the_certificates_are_refused(classifier, images):
+    certificates = rsplugins.certify(classifier, images[:2], **SETTINGS)
+    with pytest.raises(ParameterError, match="1 labels for 2"):
+        rsplugins.score(certificates, [1])
+    other = rsplugins.certify(classifier, images[:1], "lipschitz-margin")
+    with pytest.raises(ParameterError, match="several kinds"):
+        rsplugins.score([*certificates, *other], [1, 1, 1])

@@ -140,3 +140,15 @@ def test_the_measured_tables_are_those_of_the_zoo():
     page = (DOCS / "methods" / "training.md").read_text().splitlines()
     assert sum("| `mnist-" in line for line in printed) >= 6
     assert [line for line in printed if line and line not in page] == []
+
+
+def test_the_programs_on_the_page_about_python_run_and_agree(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for program in re.findall(r"```python\n(.*?)```", (DOCS / "runs.md").read_text(), re.S):
+        exec(program, names)
+    result, run = names["result"], names["run"]
+    assert result["inputs"] == len(run.rows) == 6
+    assert result["acr"] == names["summarise"](run)["acr"] > 0
+    exec(program, names)
+    assert names["run"].rows == run.rows, "the same call resumes"

@@ -9,7 +9,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from rsplugins.certificate import Guarantee
+from rsplugins.certificate import Certificate, Claim, Guarantee
+from rsplugins.errors import ParameterError
 from rsplugins.runs.record import Record
 from rsplugins.runs.scoring import Row, Run
 
@@ -78,26 +79,74 @@ def summarise(run: Run) -> dict[str, Any]:
     Rates are over all inputs that have a record. ``curve`` gives, for each radius, the count and the rate of inputs that are
     classified correctly with at least that radius, and the 95 % interval of the rate.
     """
-    rows, parameters = run.rows, run.manifest.parameters
+    return {
+        "method": run.manifest.method,
+        "model": run.manifest.model.get("reference"),
+        "data": run.manifest.data.get("reference"),
+        "imported": run.manifest.imported is not None,
+        "dataset_alpha": (run.manifest.rescored or {}).get("dataset_alpha"),
+        "sigma": run.manifest.parameters.get("sigma"),
+        "n": run.manifest.parameters.get("n"),
+        "missing": len(run.missing),
+        **_numbers(run.rows),
+        "records_sha256": records_sha256(row.record for row in run.rows),
+    }
+
+
+def score(certificates: Sequence[Certificate], labels: Iterable[int], *, radii: Sequence[float] | None = None) -> dict[str, Any]:
+    """Hold certificates against the true classes: accuracy, certified accuracy by radius, average certified radius.
+
+    Args:
+        certificates: from :func:`rsplugins.certify`, of one method.
+        labels: the true class of each, in the same order; a tensor, an array or a list.
+        radii: at which the certified accuracy is wanted; a grid by default.
+
+    Returns:
+        What ``summary.json`` of a run says of its results: ``accuracy``, ``acr`` (the average radius over all inputs, 0 where
+        wrong, abstained or failed), ``abstained``, ``failed``, ``guarantee``, and ``curve``: for each radius the count and the
+        rate of inputs that are right with at least that radius, with the rate's 95 % interval. ``certifies`` is false for
+        estimates, whose numbers are no certified ones.
+
+    Raises:
+        ParameterError: another number of labels, or certificates of several methods or norms.
+
+    Example:
+        >>> from rsplugins.certificate import Certificate, Guarantee, Norm
+        >>> found = [
+        ...     Certificate(k, "ibp", 1, radius, Guarantee.DETERMINISTIC, Norm.LINF, None, 0, 0.0, {})
+        ...     for k, radius in enumerate([0.5, 0.25])
+        ... ]
+        >>> result = score(found, [1, 0], radii=[0.25])
+        >>> result["accuracy"], result["acr"], result["curve"][0]["rate"]
+        (0.5, 0.25, 0.5)
+    """
+    classes = [int(label) for label in labels]
+    if len(classes) != len(certificates):
+        raise ParameterError(f"There are {len(classes)} labels for {len(certificates)} certificates; give one for each.")
+    kinds = sorted({f"{one.method} ({one.norm})" for one in certificates})
+    if len(kinds) > 1:
+        raise ParameterError(f"The certificates are of several kinds: {', '.join(kinds)}.", fix="Score each method by itself.")
+    return _numbers([_row(one, label) for one, label in zip(certificates, classes, strict=True)], radii)
+
+
+def _row(one: Certificate, label: int) -> Row:
+    record = Record(one.index, label, one.evidence, one.samples, one.seconds, one.error)
+    claim = Claim(one.prediction, one.radius, one.guarantee, one.norm, one.alpha, one.rule, one.assumptions)
+    return Row(record, None if one.error is not None else claim)
+
+
+def _numbers(rows: Sequence[Row], radii: Sequence[float] | None = None) -> dict[str, Any]:
     claims = [row.claim for row in rows if row.claim is not None]
     total = len(rows)
     guarantee = weakest(rows)
     correct = sum(row.correct for row in rows)
     abstained = sum(row.abstained for row in rows)
     return {
-        "method": run.manifest.method,
-        "model": run.manifest.model.get("reference"),
-        "data": run.manifest.data.get("reference"),
         "guarantee": None if guarantee is None else guarantee.value,
         "certifies": guarantee is not None and guarantee.certifies,
-        "imported": run.manifest.imported is not None,
         "norm": claims[0].norm.value if claims else None,
         "alpha": max((claim.alpha for claim in claims if claim.alpha is not None), default=None),
-        "dataset_alpha": (run.manifest.rescored or {}).get("dataset_alpha"),
-        "sigma": parameters.get("sigma"),
-        "n": parameters.get("n"),
         "inputs": total,
-        "missing": len(run.missing),
         "correct": correct,
         "accuracy": correct / total if total else 0.0,
         "accuracy_interval": list(interval(correct, total)),
@@ -106,18 +155,17 @@ def summarise(run: Run) -> dict[str, Any]:
         "failed": sum(row.failed for row in rows),
         "acr": average_radius(rows),
         "largest_radius": max((row.radius for row in rows if row.correct), default=0.0),
-        "curve": _curve(rows),
+        "curve": _curve(rows, radii),
         "samples": sum(row.record.samples for row in rows),
         "seconds": math.fsum(row.record.seconds for row in rows),
         "rules": sorted({claim.rule for claim in claims}),
         "assumptions": sorted({text for claim in claims for text in claim.assumptions}),
-        "records_sha256": records_sha256(row.record for row in rows),
     }
 
 
-def _curve(rows: Sequence[Row]) -> list[dict[str, float]]:
+def _curve(rows: Sequence[Row], radii: Sequence[float] | None) -> list[dict[str, float]]:
     points = []
-    for radius in radius_grid(max((row.radius for row in rows if row.correct), default=0.0)):
+    for radius in radius_grid(max((row.radius for row in rows if row.correct), default=0.0)) if radii is None else radii:
         count = certified_count(rows, radius)
         low, high = interval(count, len(rows))
         points.append({"radius": radius, "count": count, "rate": count / len(rows) if rows else 0.0, "low": low, "high": high})
