@@ -89,13 +89,11 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
     labels = dict(zip(map(id, runs), names or run_names(runs), strict=True))
     tables = []
     for title, members in group_runs(runs).items():
-        grid = radius_grid(
-            max(row.radius for run in members for row in run.rows if row.correct) if _any_correct(members) else 0.0
-        )
+        grid = radius_columns(members)
         estimated = title.startswith(ESTIMATES)
         mean = "mean r" if estimated else "ACR"  # an average of estimates is no average certified radius
         fixed = ("method", "guarantee", "n", "sigma", "inputs", "failed", "abstain", "accuracy", mean)
-        header = (*fixed, *(f"r={r:g}" for r in grid))
+        header = (*fixed, *(radius_label(radius, members) for radius in grid))
         rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
         what = "at the estimated radius (no certificates)" if estimated else "with at least that certified radius"
         note = (
@@ -106,8 +104,33 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
     return tables
 
 
-def _any_correct(runs: Sequence[Run]) -> bool:
-    return any(row.correct for run in runs for row in run.rows)
+def radius_columns(runs: Sequence[Run]) -> list[float]:
+    """Return the radii of a table's columns for runs of one norm.
+
+    Where every run verified one radius (its ``eps``), these alone; where small linf radii were searched for, steps of grey levels
+    of 255, in which the field states them; otherwise those of :func:`~rsplugins.runs.summary.radius_grid`.
+    """
+    verified = [run.manifest.parameters.get("eps") for run in runs]
+    asked = {float(eps) for eps in verified if isinstance(eps, (int, float))}
+    largest = max(summarise(run)["largest_radius"] for run in runs)
+    if asked and None not in verified:
+        return sorted({0.0, *asked})
+    if _in_grey_levels(runs):
+        largest = largest or 4 / 255
+        step = next(step for step in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0) if 255 * largest / step < 10)
+        return sorted({*(k * step / 255 for k in range(int(255 * largest / step * (1 + 1e-9)) + 1)), *asked})
+    return sorted({*radius_grid(largest), *asked})
+
+
+def radius_label(radius: float, runs: Sequence[Run]) -> str:
+    """Return the heading of a column: ``r=2/255`` for small linf radii, ``r=0.5`` for others."""
+    levels = round(255 * radius, 9)
+    in_levels = _in_grey_levels(runs) and 0 < radius < 0.1 and (8 * levels).is_integer()
+    return f"r={levels:g}/255" if in_levels else f"r={radius:g}"
+
+
+def _in_grey_levels(runs: Sequence[Run]) -> bool:
+    return all(summarise(run)["norm"] == "linf" and summarise(run)["largest_radius"] < 0.1 for run in runs)
 
 
 def _cells(run: Run, grid: Sequence[float]) -> tuple[str, ...]:
@@ -169,7 +192,7 @@ def compare_tables(first: Run, second: Run) -> list[Table]:
     pairs = [(row, rows[row.index]) for row in pair[0].rows]
     gains = [(b.radius if b.correct else 0.0) - (a.radius if a.correct else 0.0) for a, b in pairs]
     labels = sum(a.record.label != b.record.label for a, b in pairs)
-    cells = (
+    cells = [
         ("inputs in both", str(len(pairs))),
         (f"inputs only in {names[0]}", str(len(first.rows) - len(pairs))),
         (f"inputs only in {names[1]}", str(len(second.rows) - len(pairs))),
@@ -177,12 +200,15 @@ def compare_tables(first: Run, second: Run) -> list[Table]:
         ("both correct", str(sum(a.correct and b.correct for a, b in pairs))),
         (f"correct only in {names[0]}", str(sum(a.correct and not b.correct for a, b in pairs))),
         (f"correct only in {names[1]}", str(sum(b.correct and not a.correct for a, b in pairs))),
-        (f"larger radius in {names[0]}", str(sum(gain < 0 for gain in gains))),
-        (f"larger radius in {names[1]}", str(sum(gain > 0 for gain in gains))),
-        (f"mean radius difference, {names[1]} minus {names[0]}", f"{sum(gains) / max(1, len(gains)):+.6f}"),
-    )
+    ]
+    if len({summarise(run)["norm"] for run in pair}) == 1:
+        cells += [
+            (f"larger radius in {names[0]}", str(sum(gain < 0 for gain in gains))),
+            (f"larger radius in {names[1]}", str(sum(gain > 0 for gain in gains))),
+            (f"mean radius difference, {names[1]} minus {names[0]}", f"{sum(gains) / max(1, len(gains)):+.6f}"),
+        ]
     note = _warning(pair)
-    return [*result_tables(pair, names), Table("Paired by input", ("", "value"), cells, text_columns=1, note=note)]
+    return [*result_tables(pair, names), Table("Paired by input", ("", "value"), tuple(cells), text_columns=1, note=note)]
 
 
 def _restrict(run: Run, indices: set[int]) -> Run:
@@ -192,10 +218,10 @@ def _restrict(run: Run, indices: set[int]) -> Run:
 
 def _warning(pair: Sequence[Run]) -> str:
     a, b = (summarise(run) for run in pair)
+    if a["norm"] != b["norm"]:
+        return f"The norms differ ({a['norm']} and {b['norm']}): the radii are not comparable, so they are not compared."
     if a["certifies"] != b["certifies"]:
         return (
             "One of the two is an estimate: its radii are not certificates, and the difference is not a gain in certified radius."
         )
-    if a["norm"] != b["norm"]:
-        return f"The norms differ ({a['norm']} and {b['norm']}): the radii are not comparable."
     return ""

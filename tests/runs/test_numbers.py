@@ -123,6 +123,33 @@ def test_estimates_never_stand_in_a_certified_table():
     assert tables["Certified, l2 norm"].header[-1] == "r=0.75"
 
 
+def columns(*runs):
+    [table] = result_tables(runs, [str(k) for k in range(len(runs))])
+    return table.header[9:]
+
+
+def box(*radii, **parameters):
+    rows = [row(k, 1, 1, radius, guarantee=Guarantee.DETERMINISTIC, norm=Norm.LINF) for k, radius in enumerate(radii)]
+    return run(*rows, method="box", **parameters)
+
+
+def test_small_linf_radii_stand_in_columns_of_grey_levels():
+    assert columns(box(0.001, 4 / 255, eps=None)) == ("r=0", *(f"r={k / 2:g}/255" for k in range(1, 9)))
+    assert columns(box(0.0, 0.0)) == columns(box(4 / 255))
+    assert columns(box(8 / 255))[-1] == "r=8/255"
+    assert columns(box(0.3)) == ("r=0", "r=0.05", "r=0.1", "r=0.15", "r=0.2", "r=0.25", "r=0.3")
+    assert columns(run(*FIVE))[-1] == "r=0.75"
+    [table] = result_tables([box(4 / 255, 0.0)])
+    assert table.rows[0][-1] == "50.0", "an input at the last radius counts there"
+
+
+def test_runs_that_verified_one_radius_have_that_column_alone():
+    assert columns(box(8 / 255, 0.0, eps=8 / 255)) == ("r=0", "r=8/255")
+    assert columns(box(0.0, 0.0, eps=0.3), box(0.1, eps=0.1)) == ("r=0", "r=0.1", "r=0.3")
+    assert columns(box(0.0, 0.02, eps=0.02), box(0.01))[1:3] == ("r=1/255", "r=2/255")
+    assert "r=0.02" in columns(box(0.0, 0.02, eps=0.02), box(0.01))
+
+
 def test_markdown_and_latex_hold_the_same_cells():
     table = result_tables([run(*FIVE, method="a_b", sigma=0.25, n=1000)])[0]
     markdown, latex = table.to_markdown(), table.to_latex()
@@ -149,3 +176,11 @@ def test_comparing_a_certificate_with_an_estimate_says_so():
     first = run(row(0, 1, 1, 0.5), name="one")
     second = run(row(0, 1, 1, 0.4, guarantee=Guarantee.ESTIMATE), name="two")
     assert "not certificates" in compare_tables(first, second)[-1].note
+
+
+def test_radii_of_different_norms_are_not_compared():
+    first, second = run(row(0, 1, 1, 0.5), name="one"), run(row(0, 1, 1, 0.01, norm=Norm.LINF), name="two")
+    paired = compare_tables(first, second)[-1]
+    assert not [name for name, _ in paired.rows if "radius" in name]
+    assert ("both correct", "1") in paired.rows
+    assert "norms differ (l2 and linf)" in paired.note
