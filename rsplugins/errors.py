@@ -7,6 +7,8 @@ print it without a traceback, and the three parts are kept apart so that a machi
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -112,6 +114,19 @@ class PluginError(RspluginsError):
 
 class PluginUnavailableError(UsageError):
     """A plugin whose optional dependencies are missing; the fix is the line that installs them."""
+
+
+def warn(text: str) -> None:
+    """Issue a :class:`RspluginsWarning` that points to the line outside of this package from which it was called."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "rsplugins",
+        "contextlib",
+        "torch",
+    ):
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    warnings.warn_explicit(text, RspluginsWarning, frame.f_code.co_filename, frame.f_lineno, registry=registry)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

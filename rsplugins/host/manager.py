@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
@@ -13,7 +12,7 @@ from importlib.metadata import EntryPoint
 
 import pluggy
 
-from rsplugins.errors import RspluginsWarning, UnknownNameError
+from rsplugins.errors import UnknownNameError, warn
 from rsplugins.host.admission import RefusedError, admit
 from rsplugins.host.descriptors import Descriptor
 from rsplugins.host.entries import Entry, Status, describe
@@ -53,8 +52,7 @@ class Host:
         self._entries = sorted(self._without_conflicts(entries), key=lambda entry: KINDS.index(entry.kind))
         for entry in self._entries:
             if entry.status is Status.FAILED:
-                text = f"The {entry.label} failed: {entry.reason} `rsplugins plugins list` says what to do."
-                warnings.warn(text, RspluginsWarning, stacklevel=2)
+                warn(f"The {entry.label} failed: {entry.reason} `rsplugins plugins list` says what to do.")
 
     def entries(self, kind: str | None = None) -> list[Entry]:
         """Return what the plugins bring, built-in entries first within each kind, and the plugins that failed last.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rsplugins.errors import RspluginsWarning
+from rsplugins.errors import warn
 from rsplugins.lirpa.claims import is_certified
 
 MarginBounds = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -86,9 +85,7 @@ class Margins:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         left = self.batch if told == "inputs" else self.rows
-        warnings.warn(
-            f"Out of memory: going on with {left} {told} at a time (bounds do not change).", RspluginsWarning, stacklevel=4
-        )
+        warn(f"Out of memory: going on with {left} {told} at a time (bounds do not change).")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

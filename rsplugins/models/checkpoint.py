@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsplugins.errors import CheckpointError, RspluginsWarning, did_you_mean
+from rsplugins.errors import CheckpointError, did_you_mean, warn
 from rsplugins.zoo.files import check_file
 
 State = dict[str, Tensor]
@@ -34,6 +33,10 @@ def read(path: str | Path, key: str | None = None) -> State:
         CheckpointError: no such file, an HTML page, a Git LFS pointer, damaged, or with code inside.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".safetensors", ".pt", ".pth"))
+        fix = f"Give the file: {path / files[0]}." if files else "Give the file, .safetensors, .pt or .pth."
+        raise CheckpointError(f"{path} is a directory, not a checkpoint; it holds {', '.join(files[:5]) or 'none'}.", fix=fix)
     if not path.is_file():
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}", fix="Check the path.")
@@ -136,7 +139,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             raise _shape_error(module, source, name, tuple(state[name].shape), tuple(value.shape))
     module.load_state_dict(state, strict=False)
     if note:
-        warnings.warn(f"{source}: {note}", RspluginsWarning, stacklevel=3)
+        warn(f"{source}: {note}")
 
 
 def _some(kind: str, names: list[str]) -> str:

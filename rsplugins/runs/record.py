@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from rsplugins.errors import RspluginsWarning, RunError
+from rsplugins.errors import RunError, warn
 from rsplugins.runs.files import lock
 
 RECORDS = "records.jsonl"
@@ -124,7 +123,7 @@ def read_records(directory: Path, *, say_torn: bool = True) -> dict[int, Record]
     for path in record_files(directory):
         contents = read_file(path)
         if contents.torn and say_torn:
-            warnings.warn(f"{path} ends in a torn line, which is left out; resuming the run repairs it", RspluginsWarning, 2)
+            warn(f"{path} ends in a torn line, which is left out; resuming the run repairs it")
         add(union, contents.records, path)
     return union
 
@@ -160,7 +159,7 @@ class Writer:
         self.repaired = read_file(self.path).torn
         if self.repaired:
             self._file.truncate(self.path.stat().st_size - self.repaired)
-            warnings.warn(f"repaired {self.path}: cut a torn last line of {self.repaired} bytes", RspluginsWarning, 2)
+            warn(f"repaired {self.path}: cut a torn last line of {self.repaired} bytes")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

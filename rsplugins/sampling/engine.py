@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from rsplugins import checks
 from rsplugins.certificate import Gathered
-from rsplugins.errors import InputValueError, ParameterError, RspluginsWarning
+from rsplugins.errors import InputValueError, ParameterError, warn
 from rsplugins.execution import Execution
 from rsplugins.sampling import tuning
 from rsplugins.sampling.noise import EXACT, NoiseSource, too_coarse
@@ -262,12 +261,9 @@ class Sampler:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         before, self.batch_size = self.batch_size, self.batch_size // 2
-        warnings.warn(
-            RspluginsWarning(
-                f"Out of memory with batches of {before}; going on with {self.batch_size}. The results are the same. "
-                f"Set batch_size={self.batch_size} to begin there."
-            ),
-            stacklevel=2,
+        warn(
+            f"Out of memory with batches of {before}; going on with {self.batch_size}. The results are the same. "
+            f"Set batch_size={self.batch_size} to begin there."
         )
         self._buffer = self._batch(self.batch_size, shape)
 

@@ -191,3 +191,18 @@ def test_every_architecture_gives_logits(name):
     torch.manual_seed(0)
     classifier = rsplugins.wrap(build(name, num_classes=7), input_size=SIZES[name])
     assert classifier.num_classes == 7
+
+
+def test_a_directory_is_told_from_a_file(tmp_path, network):
+    with pytest.raises(CheckpointError, match=r"is a directory, not a checkpoint; it holds none"):
+        load(tmp_path)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"Give the file: {tmp_path}/model\.safetensors"):
+        load(tmp_path)
+
+
+def test_a_warning_points_to_the_line_of_the_user(tmp_path, network):
+    save_file({f"net.{name}": value for name, value in network.state_dict().items()}, tmp_path / "model.safetensors")
+    with pytest.warns(RspluginsWarning, match="took the prefix") as caught:
+        load(tmp_path / "model.safetensors")
+    assert caught[0].filename == __file__
