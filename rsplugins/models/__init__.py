@@ -91,5 +91,10 @@ def _check_options(scheme: str, factory: Callable[..., Any], options: dict[str, 
     known = [parameter.name for parameter in parameters]
     for name in options:
         if name not in known:
+            guess = did_you_mean(name, known)
+            if name == "pretrained" and "weights" in known:  # timm's word for it
+                guess = (
+                    " Did you mean 'weights'? It is a name, \"DEFAULT\" by default; None (on a command line null) is random ones."
+                )
             fix = f"Use: {', '.join(known)}." if known else "Leave the options out."
-            raise ParameterError(f"{scheme}: takes no option {name!r}.{did_you_mean(name, known)}", fix=fix)
+            raise ParameterError(f"{scheme}: takes no option {name!r}.{guess}", fix=fix)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import re
 import socket
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,11 +91,23 @@ def _create(reference: str, from_hub: bool, num_classes: int | None, arguments: 
             network: nn.Module = timm.create_model(reference, pretrained=from_hub, **options)
             return network
     except TypeError as error:
-        raise ParameterError(f"timm:{reference} does not take these options: {error}", fix="See timm.create_model.") from error
+        raise _option_error(reference, error) from error
     except Exception as error:
         if not from_hub:
             raise
         raise _hub_error(reference, error) from error
+
+
+def _option_error(reference: str, error: TypeError) -> ParameterError:
+    fix = "See timm.create_model, or `rsplugins plugins show timm`."
+    named = re.search(r"(?:(\w+)\.)?\w+\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if named is None:
+        return ParameterError(f"timm:{reference} does not take these options: {error}", fix=fix)
+    home = sys.modules[timm.model_entrypoint(reference).__module__] if timm.is_model(reference) else None
+    takers = (load, timm.create_model, getattr(home, named[1] or "", None))
+    known = {name for taker in takers if callable(taker) for name in inspect.signature(taker).parameters}
+    guess = " Did you mean 'pretrained'?" if named[2] == "weights" else did_you_mean(named[2], known)  # torchvision's word for it
+    return ParameterError(f"timm:{reference} takes no option {named[2]!r}.{guess}", fix=fix)
 
 
 def _hub_error(reference: str, error: Exception) -> CheckpointError:

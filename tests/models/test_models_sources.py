@@ -212,3 +212,19 @@ def test_robustbench_weights_are_read_from_its_directory_layout(tmp_path):
 def test_robustbench_names_are_corrected(reference, options, text):
     with pytest.raises(UsageError, match=text):
         rsplugins.load(f"robustbench:{reference}", **options)
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "said"),
+    [
+        ("timm:resnet18", {"drop_rte": 0.1}, r"takes no option 'drop_rte'\. Did you mean 'drop_rate'\?"),
+        ("timm:resnet18", {"num_clases": 10}, r"Did you mean 'num_classes'\?"),
+        ("timm:resnet18", {"weights": "DEFAULT"}, r"Did you mean 'pretrained'\?"),
+        ("torchvision:resnet18", {"pretrained": False}, r"Did you mean 'weights'\? .*None"),
+        ("torchvision:resnet18", {"num_clases": 10}, r"Did you mean 'num_classes'\?"),
+    ],
+)
+def test_a_wrong_option_has_a_guess(reference, options, said):
+    more = {"pretrained": False} if reference.startswith("timm") else {}
+    with pytest.raises(ParameterError, match=said):
+        rsplugins.load(reference, **more, **options)
