@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rsplugins.errors import RunError
+from rsplugins.errors import RunError, UsageError
 from rsplugins.training.recipe import Recipe
 
 CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
@@ -51,7 +51,8 @@ def load_checkpoint(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
     """Return the checkpoint of a directory, or None when there is none.
 
     Raises:
-        RunError: it belongs to another recipe (with the lines that differ), or is damaged.
+        UsageError: it belongs to another recipe; with the lines that differ.
+        RunError: it is damaged.
     """
     path = directory / CHECKPOINT
     if not path.exists():
@@ -63,7 +64,7 @@ def load_checkpoint(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
     if state["recipe"] != recipe.identity():
         before, now = state["recipe"].splitlines(), recipe.identity().splitlines()
         changed = [f"- {line}" for line in before if line not in now] + [f"+ {line}" for line in now if line not in before]
-        raise RunError(
+        raise UsageError(
             f"{directory} belongs to another recipe: {'; '.join(line for line in changed if line.strip('+- '))}.",
             cause="The recipe was changed, or two recipes share an output directory.",
             fix="Choose another --out, or delete the directory to start again.",

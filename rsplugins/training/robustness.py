@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.certificate import Guarantee
-from rsplugins.errors import ParameterError, PluginUnavailableError, RunError
+from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
 from rsplugins.sampling.tuning import prefers_channels_last
 from rsplugins.training import attacks
 from rsplugins.training.files import device_name, versions, write_atomically
@@ -124,7 +124,7 @@ def attack(
         progress: called with inputs done and inputs in all.
 
     Raises:
-        RunError: the directory belongs to another attack; with the difference.
+        UsageError: the directory belongs to another attack; with the difference.
         PluginUnavailableError: AutoAttack is wanted and not installed.
         ParameterError: too few classes for AutoAttack's targeted attacks.
     """
@@ -283,7 +283,7 @@ def _resume(directory: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
     if before != header:
         names = sorted({*before, *header})
         changed = [f"{name} {before.get(name)} -> {header.get(name)}" for name in names if before.get(name) != header.get(name)]
-        raise RunError(f"{directory} belongs to another attack: {'; '.join(changed)}.", fix="Choose another --out.")
+        raise UsageError(f"{directory} belongs to another attack: {'; '.join(changed)}.", fix="Choose another --out.")
     if not records.exists():
         return []
     lines = [line for line in records.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

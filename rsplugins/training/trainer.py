@@ -118,7 +118,7 @@ class Trainer:
 
         Raises:
             TrainingDivergedError: the loss is not finite; names the batch. The last good checkpoint stays.
-            RunError: the directory belongs to another recipe.
+            UsageError: the directory belongs to another recipe.
         """
         deadline = None if time_budget is None else time.monotonic() + time_budget
         self.directory.mkdir(parents=True, exist_ok=True)

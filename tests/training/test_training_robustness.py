@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from training_cases import TwoClassLinear, small_net
 
-from rsplugins.errors import ParameterError, PluginUnavailableError, RunError
+from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
 from rsplugins.training import ImageTable
 from rsplugins.training.robustness import RECORDS, AttackSettings, Scaled, attack
 
@@ -86,7 +86,7 @@ def test_an_interrupted_attack_goes_on_and_torn_lines_and_batches_are_dropped(tm
 def test_another_attack_in_the_same_directory_is_refused_with_the_difference(tmp_path):
     model, _, table = _linear(_images())
     attack(model, table, _settings(), tmp_path, identity={"model": "a"})
-    with pytest.raises(RunError, match=r"eps 0.02 -> 0.03; model a -> b"):
+    with pytest.raises(UsageError, match=r"eps 0.02 -> 0.03; model a -> b"):
         attack(model, table, _settings(eps=0.03), tmp_path, identity={"model": "b"})
 
 

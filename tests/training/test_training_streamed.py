@@ -16,7 +16,7 @@ from PIL import Image
 from training_cases import recipe
 
 from rsplugins.data import Dataset, load
-from rsplugins.errors import InputValueError, ParameterError, RunError, UnreadableInputError
+from rsplugins.errors import InputValueError, ParameterError, RunError, UnreadableInputError, UsageError
 from rsplugins.training import StreamedTable, Trainer, hookimpl, packing, streamed
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import DataSettings, EvaluationSettings, to_toml
@@ -91,7 +91,7 @@ def test_a_run_that_was_interrupted_in_an_epoch_goes_on_with_other_workers(tmp_p
     state = torch.load(tmp_path / "cut/checkpoint.pt", weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 1)
     assert outcome(trainer(tmp_path / "cut", photos, scale=(0.3, 1.0), workers=0).fit()) == outcome(whole)
-    with pytest.raises(RunError, match=r"scale = \[0.3, 1.0\]; \+ scale = \[0.4, 1.0\]"):
+    with pytest.raises(UsageError, match=r"scale = \[0.3, 1.0\]; \+ scale = \[0.4, 1.0\]"):
         trainer(tmp_path / "cut", photos, scale=(0.4, 1.0)).fit()
 
 

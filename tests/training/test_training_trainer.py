@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from training_cases import recipe, small_net, table
 
-from rsplugins.errors import ParameterError, RunError
+from rsplugins.errors import ParameterError, RunError, UsageError
 from rsplugins.training import Gairat, GaussianAugmentation, ImageTable, Trainer, TrainingDivergedError, files, hookimpl
 from rsplugins.training.engine import derived_seed
 from rsplugins.training.ranks import Ranks
@@ -169,7 +169,9 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_loss_was(tmp_path)
 
 def test_another_recipe_in_the_same_directory_is_refused_with_the_difference(tmp_path):
     _trainer(tmp_path, epochs=1).fit()
-    with pytest.raises(RunError, match="epochs = 1; \\+ epochs = 2"):
+    with pytest.raises(
+        UsageError, match="epochs = 1; \\+ epochs = 2"
+    ):  # exit code 2, as a run of `certify` with other parameters
         _trainer(tmp_path, epochs=2).fit()
 
 
