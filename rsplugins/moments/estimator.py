@@ -72,7 +72,7 @@ class Estimator:
 
     def __init__(self, classifier: Classifier, parameters: MomentParameters, rules: Mapping[str, Rule], label: str) -> None:
         self.classifier, self.parameters, self._rules, self._label = classifier, parameters, rules, label
-        self.representation = ""
+        self.representation = self._needs = ""
         self._network: MomentNetwork | None = None
         if classifier.input_size is not None:
             self._prepare(torch.zeros(1, *classifier.input_size))
@@ -83,6 +83,8 @@ class Estimator:
         while first := next(stream, None):
             start = time.perf_counter()
             network = self._network or self._prepare(first.image.unsqueeze(0))
+            sys.stderr.write(self._needs)
+            self._needs = ""  # said once, and not where nothing is left to do
             batch = [first, *islice(stream, self._batch - 1)]
             with torch.no_grad():
                 images = torch.stack([item.image for item in batch])
@@ -97,9 +99,8 @@ class Estimator:
         needs = estimate(network.sizes, network.inputs, rank=p.rank)
         limit = int(p.memory_gib * 2**30)
         said = ", ".join(f"{in_words(size)} with {name}" for name, size in needs.items())
-        sys.stderr.write(f"{self._label}: one input needs about {said}\n")
         self.representation = choose(needs, p.representation, limit)
-        sys.stderr.write(f"{self._label}: using {self.representation}\n")
+        self._needs = f"{self._label}: one input needs about {said}\n{self._label}: using {self.representation}\n"
         needed = needs.get(self.representation, needs["channel"])
         # small enough for the caches: larger batches are no faster
         self._batch = max(1, min(_BATCH, min(limit, 2 * COMFORT) // max(needed, 1)))

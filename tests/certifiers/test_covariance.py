@@ -77,6 +77,11 @@ def test_the_memory_that_is_needed_is_said_before(digits, capsys):
     assert not said.out
 
 
+def test_nothing_is_said_where_nothing_is_left_to_do(digits, capsys):
+    rsplugins.certify(digits[0], digits[1][:0], "covariance")
+    assert capsys.readouterr().err == ""
+
+
 def test_batches_do_not_change_estimates(digits):
     classifier, x = digits
     together = rsplugins.certify(classifier, x[:3], "covariance")
