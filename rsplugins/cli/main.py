@@ -1,6 +1,6 @@
 """The application: collects the commands, and turns errors into exit codes.
 
-Exit codes: 0 done, 1 a failed check, 2 wrong use.
+Exit codes: 0 done, 1 a failed check, 2 wrong use, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from rsplugins.errors import RspluginsError
+
+_INTERRUPTED = 130
 
 COMMANDS = ("certify", "runs", "plugins", "new", "bench", "doctor", "train", "attack", "lipschitz", "zoo")
 """Modules of this package, each with ``register(app)``; they import heavy modules only inside their functions."""
@@ -58,9 +60,12 @@ def main() -> NoReturn:
     except RspluginsError as error:
         print(f"rsplugins: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer turns the interrupt key into this exit code, without a word
+        if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
+            raise
         print("rsplugins: interrupted; what was computed is kept, the same command resumes", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             _leave_the_pipe()

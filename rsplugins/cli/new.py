@@ -19,7 +19,14 @@ def new(
     directory: Annotated[Path, typer.Option(help="Where the folder rsplugins-NAME is made.")] = Path(),
 ) -> None:
     """Write a plugin package that installs, works and passes its contract before anything is changed."""
+    from rsplugins.errors import ParameterError
+    from rsplugins.host import get_host
+    from rsplugins.host.hookspecs import PROJECT
     from rsplugins.scaffold import write_plugin
+
+    if any((entry.kind, entry.name, entry.distribution) == (kind, name, PROJECT) for entry in get_host().entries()):
+        cause = "the built-in one would keep the name, and yours could not be used"
+        raise ParameterError(f"There is a built-in {kind} named {name!r}.", cause=cause, fix="Choose another name.")
 
     for path in write_plugin(name, kind, directory):
         typer.echo(f"wrote {path}")

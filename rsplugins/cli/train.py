@@ -18,7 +18,10 @@ def register(app: typer.Typer) -> None:
 def train(
     recipe: Annotated[list[Path], typer.Argument(help="Recipes, trained one after another.")],
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the run; with several recipes one directory each inside.")
+        Path | None,
+        typer.Option(
+            help="Directory of the run; with several recipes one directory each inside. Default: runs/NAME of the recipe."
+        ),
     ] = None,
     time_budget: Annotated[float | None, typer.Option(help="Minutes for all recipes; what is there then is usable.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",

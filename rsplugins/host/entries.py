@@ -14,6 +14,7 @@ from typing import Any
 
 from rsplugins.errors import PluginError, PluginUnavailableError, RspluginsError
 from rsplugins.host.descriptors import CertifierDescriptor, Descriptor
+from rsplugins.host.hookspecs import PROJECT
 
 
 class Status(str, Enum):
@@ -116,6 +117,8 @@ def guard(entry: Entry, doing: str = "while it worked") -> Iterator[None]:
         raise
     except BaseException as error:
         fix = f"Go on without it, or try a newer one: pip install --upgrade {entry.distribution}; then report it to its authors."
+        if entry.distribution == PROJECT:
+            fix = f"Go on without it, and report it to the authors of {PROJECT} with what `rsplugins doctor` prints."
         raise PluginError(f"The {entry.label} failed {doing}.", cause=describe(error), fix=fix) from error
 
 

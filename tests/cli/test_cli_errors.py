@@ -24,3 +24,25 @@ def test_the_version_is_printed(monkeypatch, capsys):
         main()
     assert done.value.code == 0
     assert capsys.readouterr().out == f"rsplugins {rsplugins.__version__}\n"
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["rsplugins", *words])
+    with pytest.raises(SystemExit) as done:
+        main()
+    return done.value.code
+
+
+def test_the_interrupt_key_ends_a_command_with_what_to_do_next(monkeypatch, capsys):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rsplugins.runs.campaign.carry_out", pressed)
+    assert run(monkeypatch, "certify") == 130
+    assert "interrupted; what was computed is kept, the same command resumes" in capsys.readouterr().err
+
+
+def test_a_new_plugin_does_not_take_a_built_in_name(monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, "new", "gaussian", "--directory", str(tmp_path)) == 2
+    assert "There is a built-in certifier named 'gaussian'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
