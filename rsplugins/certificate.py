@@ -47,11 +47,22 @@ class Guarantee(_Text):
 
 
 class Norm(_Text):
-    """The norm in which a radius is measured."""
+    """The norm in which a radius is measured.
+
+    Example:
+        >>> Norm("Linf"), Norm("inf"), Norm(2)
+        (<Norm.LINF: 'linf'>, <Norm.LINF: 'linf'>, <Norm.L2: 'l2'>)
+    """
 
     L1 = "l1"
     L2 = "l2"
     LINF = "linf"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Norm | None:
+        """Read other spellings, as the field's scripts write them."""
+        name = str(value).lower().removeprefix("l").removeprefix("_")
+        return {"1": cls.L1, "2": cls.L2, "inf": cls.LINF, "infinity": cls.LINF}.get(name)
 
 
 @dataclass(frozen=True)

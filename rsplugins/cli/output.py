@@ -53,14 +53,14 @@ def plain_warnings() -> None:
 
 
 def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """Read ``key=value`` texts; a value is JSON where it can be, else the text itself.
+    """Read ``key=value`` texts; a value is JSON where it can be, for ``--set`` also a fraction, else the text itself.
 
     Raises:
         ParameterError: there is no ``=``, or a key comes twice.
 
     Example:
-        >>> parse_settings(["sigma=0.25", "gaussian.n=1000", "kind=soft"], "--set")
-        {'sigma': 0.25, 'gaussian.n': 1000, 'kind': 'soft'}
+        >>> parse_settings(["sigma=0.25", "gaussian.n=1000", "kind=soft", "eps=51/255"], "--set")
+        {'sigma': 0.25, 'gaussian.n': 1000, 'kind': 'soft', 'eps': 0.2}
     """
     settings: dict[str, Any] = {}
     for text in texts:
@@ -72,8 +72,21 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
         try:
             settings[key] = json.loads(value.replace("_", "") if value.replace("_", "").isdigit() else value)
         except ValueError:
-            settings[key] = {"True": True, "False": False, "None": None}.get(value, value)
+            words = {"True": True, "False": False, "None": None}
+            settings[key] = words[value] if value in words else _fraction(value) if option == "--set" else value
     return settings
+
+
+def _fraction(text: str) -> float | str:
+    """Return the number that ``"8/255"`` is; anything else as it came."""
+    if "/" not in text:
+        return text
+    from rsplugins.training.schema import number
+
+    try:
+        return number(text)
+    except (ValueError, ZeroDivisionError):
+        return text
 
 
 def print_runs(runs: Sequence[Run]) -> None:
@@ -105,17 +118,17 @@ def print_runs(runs: Sequence[Run]) -> None:
 
 
 def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str]) -> None:
-    from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
-    from rsplugins.runs.tables import ESTIMATES, guarantee_label, percent
+    from rsplugins.runs.summary import average_radius, certified_count, summarise
+    from rsplugins.runs.tables import ESTIMATES, guarantee_label, percent, radius_columns, radius_label
     from rsplugins.runs.tsv import round_down
 
-    grid = radius_grid(max(summarise(run)["largest_radius"] for run in members))[1:]
+    grid = radius_columns(members)[1:]
     grid = [grid[len(grid) * k // RADII] for k in range(RADII)] if len(grid) > RADII else grid
     estimates = title.startswith(ESTIMATES)
     heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
     style = "bold yellow" if estimates else "bold green"
     mean = "mean r" if estimates else "ACR"  # an average of estimates is no average certified radius
-    table.add_row(*heading, "", "", "", mean, *[f"r={radius:g}" for radius in grid], style=style)
+    table.add_row(*heading, "", "", "", mean, *[radius_label(radius, members) for radius in grid], style=style)
     for run in members:
         summary = summarise(run)
         total = max(1, summary["inputs"])

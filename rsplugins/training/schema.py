@@ -213,11 +213,20 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
+def number(text: str) -> float:
+    """Read a number or a fraction such as ``"8/255"``.
+
+    Raises:
+        ValueError, ZeroDivisionError: it is neither.
+    """
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
 def _float(value: Any, where: str) -> float:
     if isinstance(value, str):
-        numerator, _, denominator = value.partition("/")
         try:
-            return float(numerator) / float(denominator or 1)
+            return number(value)
         except (ValueError, ZeroDivisionError):
             raise _refuse(where, value, 'a number, or a fraction such as "8/255"') from None
     if isinstance(value, bool) or not isinstance(value, int | float):

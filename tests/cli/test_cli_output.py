@@ -16,6 +16,11 @@ def test_values_are_json_where_they_can_be():
     }  # fmt: skip
 
 
+def test_a_parameter_may_be_a_fraction():
+    assert parse_settings(["eps=8/255", "split=a/b", "at=1/0"], "--set") == {"eps": 8 / 255, "split": "a/b", "at": "1/0"}
+    assert parse_settings(["model_dir=2026/11"], "--model-option") == {"model_dir": "2026/11"}
+
+
 @pytest.mark.parametrize("texts", [["a"], ["=1"], ["a=1", "a=2"]])
 def test_malformed_settings_are_refused(texts):
     with pytest.raises(ParameterError):

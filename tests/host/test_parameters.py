@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from rsplugins.certification import parse_parameters
 from rsplugins.cli import plugins
-from rsplugins.errors import ParameterError, UnknownNameError
+from rsplugins.errors import ParameterError, PluginError, UnknownNameError
 from rsplugins.host import get_host
+from rsplugins.host.entries import guard
 from rsplugins.host.parameters import parameters
 from rsplugins.training.registry import make_hook
 
@@ -114,3 +115,20 @@ def test_a_wrong_parameter_points_to_the_command():
     entry = get_host().find("certifier", "gaussian")
     with pytest.raises(ParameterError, match="rsplugins plugins show gaussian"):
         parse_parameters(entry.load().Parameters, {"sgima": 1}, "gaussian")
+
+
+def test_norms_may_be_spelled_as_the_field_does():
+    model = get_host().find("certifier", "ibp").load().Parameters
+    spelled = ["linf", "Linf", "L_inf", "inf", "l2", "L2", "2", 2, "L1", 1]
+    assert [parse_parameters(model, {"norm": one}, "ibp").model_dump(mode="json")["norm"] for one in spelled] == [
+        *["linf"] * 4, *["l2"] * 4, *["l1"] * 2,
+    ]  # fmt: skip
+    with pytest.raises(ParameterError, match="norm is 'l3'; allowed: 'l1', 'l2' or 'linf'"):
+        parse_parameters(model, {"norm": "l3"}, "ibp")
+
+
+def test_an_error_in_a_built_in_plugin_does_not_send_to_another_release_of_this_one():
+    with pytest.raises(PluginError) as caught, guard(get_host().find("certifier", "ibp"), "while certifying"):
+        raise RuntimeError
+    assert "pip install" not in str(caught.value)
+    assert "rsplugins doctor" in str(caught.value)
