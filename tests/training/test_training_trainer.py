@@ -291,6 +291,7 @@ def _start(out, epochs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # eight processes, and a checkpoint after each of 300 steps
 def test_kill_minus_nine_at_many_moments(tmp_path):
     epochs = 60
     assert _start(tmp_path / "whole", epochs).wait() == 0
