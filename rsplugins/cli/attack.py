@@ -20,7 +20,8 @@ def attack(
     data: Annotated[str, typer.Option(help="Data set.")],
     eps: Annotated[str, typer.Option(help="l-infinity budget on raw [0, 1] pixels, such as 8/255.")],
     out: Annotated[Path, typer.Option(help="Directory of the records; the same command resumes.")],
-    images: Annotated[int, typer.Option(help="How many inputs, from the first.")] = 1000,
+    images: Annotated[int, typer.Option(help="How many inputs.")] = 1000,
+    stride: Annotated[int | None, typer.Option(help="Every how many-th input. Default: spread over the whole split.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD, of size eps/4.")] = 20,
     autoattack: Annotated[str, typer.Option(help="standard, none, or a list such as apgd-ce,apgd-t.")] = "standard",
     batch_size: Annotated[int, typer.Option(help="Inputs at a time, and between two saves.")] = 250,
@@ -47,6 +48,7 @@ def attack(
     plain_warnings()
     chosen = {"standard": robustness.STANDARD, "none": ()}.get(autoattack, tuple(autoattack.split(",")))
     values: dict[str, Any] = {"eps": eps, "images": images, "steps": steps, "batch_size": batch_size, "seed": seed}
+    values |= {} if stride is None else {"stride": stride}
     settings = read(robustness.AttackSettings, {**values, "autoattack": chosen}, "attack")
     where = choose_device(device)
     classifier = load(model, **parse_settings(model_option or (), "--model-option")).to(where)

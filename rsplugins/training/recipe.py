@@ -167,7 +167,7 @@ class EvaluationSettings(Settings):
         n: samples an input.
         stride: every how many-th test input is certified.
         eps: attack with AutoAttack in this l-infinity ball, raw [0, 1] pixels; None for not at all.
-        images: how many test inputs are attacked.
+        images: how many test inputs are attacked, spread over the split.
     """
 
     WHERE = "[evaluation]"

@@ -44,7 +44,9 @@ class AttackSettings(Settings):
         step_size: of PGD; None takes eps / 4.
         scales: factors of the logits in the scale check; a robust model's PGD accuracy does not depend on them.
         autoattack: AutoAttack's attacks, in order; empty leaves it out.
-        images: how many inputs, from the first.
+        images: how many inputs.
+        stride: every how many-th input, from the first; None spreads them over the whole table, whose first ones may be all of
+            one class.
         batch_size: inputs at a time; part of the result, because the attacks' coins depend on it.
         seed: of all coins.
     """
@@ -57,6 +59,7 @@ class AttackSettings(Settings):
     scales: tuple[Positive, ...] = (0.1, 10.0, 100.0)
     autoattack: tuple[str, ...] = STANDARD
     images: Count = 1000
+    stride: Count | None = None
     batch_size: Count = 250
     seed: Whole = 0
 
@@ -128,17 +131,19 @@ def attack(
         PluginUnavailableError: AutoAttack is wanted and not installed.
         ParameterError: too few classes for AutoAttack's targeted attacks.
     """
-    total = min(settings.images, len(table))
+    stride = settings.stride or max(1, len(table) // settings.images)
+    chosen = torch.arange(0, len(table), stride, device=table.labels.device)[: settings.images]
+    total = len(chosen)
     directory = Path(out).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    header = json.loads(json.dumps({**asdict(settings), "images": total, **(identity or {})}, default=str))
+    header = json.loads(json.dumps({**asdict(settings), "images": total, "stride": stride, **(identity or {})}, default=str))
     rows = _resume(directory, header)
     model = _for_gradients(model).eval()
     auto = _autoattack(model, settings, table) if settings.autoattack and len(rows) < total else None
     with (directory / RECORDS).open("a", encoding="utf-8") as file:
         for start in range(len(rows), total, settings.batch_size):
             progress(start, total)
-            index = torch.arange(start, min(start + settings.batch_size, total), device=table.labels.device)
+            index = chosen[start : start + settings.batch_size]
             images, labels = table.take(index)
             found = _attack_batch(model, images, labels, settings, auto)
             lines = [{"index": i, **{name: bool(kept[j]) for name, kept in found.items()}} for j, i in enumerate(index.tolist())]

@@ -70,7 +70,7 @@ def _command(manifest: Manifest) -> str:
     if bounded is not None:
         return f"rsplugins certify {options} --method {bounded.certifier} --set eps={bounded.radius:g}"
     if attacked is not None and not certified:
-        return f"rsplugins attack {options} --eps {attacked.radius:g} --out attacked"
+        return f"rsplugins attack {options} --eps {attacked.radius:g} --stride {attacked.stride or 1} --out attacked"
     # The encoder-head pairs of this package; other models may have been cut anywhere.
     is_latent = manifest.architecture.name.startswith("latent_") and "gaussian" not in certified
     method = f"{LATENT} --set split=encoder" if is_latent else "gaussian"

@@ -129,9 +129,12 @@ def _attack(found: list[Path]) -> Iterator[dict[str, Any]]:
     settings, ran = head["settings"], head["ran"]
     rows = [json.loads(line) for line in found[1].read_text(encoding="utf-8").splitlines()]
     # Every input of the attack once, with every attack: a number over chosen inputs would be about something else.
-    if [row["index"] for row in rows] != list(range(settings["images"])) or any(row.keys() != rows[0].keys() for row in rows):
-        raise ValueError(f"the inputs are not 0 to {settings['images'] - 1}, each once and with the same attacks")
+    stride = settings.get("stride", 1)  # earlier attacks took the first inputs
+    planned = list(range(0, stride * settings["images"], stride))
+    if [row["index"] for row in rows] != planned or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(f"the inputs are not 0 to {planned[-1]} in steps of {stride}, each once and with the same attacks")
     shared = {"data": settings["data"], "split": settings["split"], "images": len(rows), "device": ran["device"]}
+    shared |= {"stride": stride} if "stride" in settings else {}
     shared["version"] = ", ".join(f"{key} {value}" for key, value in ran["versions"].items() if key != "python")
     yield {**shared, "metric": "accuracy", **_rate(sum(row["clean"] for row in rows), len(rows))}
     attacked = {"pgd": f"PGD-{settings['steps']}", "margin": f"PGD-{settings['steps']} on the margin"}

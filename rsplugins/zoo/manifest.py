@@ -87,7 +87,8 @@ class Result(_Part):
     """One number: what was measured, on what, and what it promises; ``guarantee`` is None for plain accuracy.
 
     ``records`` is the folder in ``records/`` with the evidence for each input, ``records_sha256`` that of its file with an entry
-    an input. ``interval`` is at 95 %: what the number may be over the inputs that were not measured.
+    an input. ``interval`` is at 95 %: what the number may be over the inputs that were not measured. ``stride`` is every how
+    many-th input an attack took; without it they were the first ones.
     """
 
     metric: str = Field(min_length=1)
@@ -95,6 +96,7 @@ class Result(_Part):
     data: str = Field(min_length=1)
     split: str = Field(min_length=1)
     images: int = Field(gt=0)
+    stride: int | None = Field(default=None, gt=0)
     interval: tuple[float, float] | None = None
     guarantee: Guarantee | None = None
     norm: Norm | None = None

@@ -49,6 +49,14 @@ def test_accuracies_of_a_linear_model_are_its_margins(tmp_path):
     assert not result.flags
 
 
+def test_attacked_inputs_are_spread_over_a_table_that_is_sorted_by_class(tmp_path):
+    images = _images()
+    attack(small_net(), images, _settings(images=len(images) // 3), tmp_path / "spread")
+    attack(small_net(), images, _settings(images=5, stride=2), tmp_path / "stride")
+    found = {name: [json.loads(line)["index"] for line in (tmp_path / name / RECORDS).open()] for name in ("spread", "stride")}
+    assert found == {"spread": list(range(0, len(images) // 3 * 3, 3)), "stride": [0, 2, 4, 6, 8]}
+
+
 def test_saturated_logits_hide_the_gradient_and_are_flagged(tmp_path):
     model, _, table = _linear(_images())
     honest = attack(model, table, _settings(), tmp_path / "a")
