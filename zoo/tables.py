@@ -14,9 +14,15 @@ from rsplugins.zoo.manifest import Manifest, read
 
 Column = tuple[str, Callable[[Manifest], str]]
 
-ATTACKED = [f"mnist-cnn.mnist-{method}-v1" for method in ("at", "gairat", "mail-at")]
-SMOOTHED = [f"mnist-cnn.mnist-{method}050-v2" for method in ("gaussian", "macer", "covariance")]
-BOUNDED = [f"mnist-small.mnist-{method}{eps}-v2" for eps in ("010", "030") for method in ("ibp", "sound-etb", "etb")]
+MNIST_ATTACKED = [f"mnist-cnn.mnist-{method}-v1" for method in ("at", "gairat", "mail-at")]
+MNIST_SMOOTHED = [f"mnist-cnn.mnist-{method}050-v2" for method in ("gaussian", "macer", "covariance")]
+MNIST_BOUNDED = [f"mnist-small.mnist-{method}{eps}-v2" for eps in ("010", "030") for method in ("ibp", "sound-etb", "etb")]
+CIFAR_ATTACKED = [f"cifar-small.cifar10-jpeg-{method}-v1" for method in ("at", "gairat", "mail-at", "gair-trades")]
+CIFAR_SMOOTHED = [
+    *(f"resnet18.cifar10-jpeg-{method}-small-v1" for method in ("gaussian025", "gaussian050", "gaussian100", "consistency050")),
+    *(f"cifar-small.cifar10-jpeg-covariance{sigma}-v1" for sigma in ("025", "050")),
+]
+CIFAR_BOUNDED = [f"cifar-small.cifar10-jpeg-{method}{eps}-v1" for eps in ("2-255", "8-255") for method in ("sound-etb", "etb")]
 
 
 def value(metric: str, certifier: str = "", radius: float | None = None) -> Callable[[Manifest], str]:
@@ -47,6 +53,11 @@ def table(zoo: Path, names: Sequence[str], columns: Sequence[Column]) -> str:
     return "\n".join(lines)
 
 
+def inputs(manifest: Manifest) -> str:
+    """Return how many inputs were certified by smoothing."""
+    return next((str(result.images) for result in manifest.results if result.metric == "acr"), "")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,15 +66,30 @@ def main() -> None:
     clean: Column = ("clean %", value("accuracy"))
     cost: Column = ("minutes for epochs", minutes)
     pgd: Column = ("PGD-20 %", value("accuracy_under_attack", "PGD-20"))
-    margin: Column = ("PGD-20 on the margin %", value("accuracy_under_attack", "PGD-20 on the margin"))
-    auto: Column = ("AutoAttack %", value("accuracy_under_attack", "AutoAttack"))
-    radii: list[Column] = [(f"r = {r:g}", value("certified_accuracy", "gaussian", r)) for r in (0, 0.5, 1.0, 1.5)]
-    certified: list[Column] = [
-        (f"{name} %", value("certified_accuracy", name)) for name in ("crown-ibp", "ibp", "sound-etb", "crown")
+    attacked: list[Column] = [
+        clean,
+        pgd,
+        ("PGD-20 on the margin %", value("accuracy_under_attack", "PGD-20 on the margin")),
+        ("AutoAttack %", value("accuracy_under_attack", "AutoAttack")),
+        cost,
     ]
-    print(table(zoo, ATTACKED, [clean, pgd, margin, auto, cost]), end="\n\n")  # noqa: T201
-    print(table(zoo, SMOOTHED, [clean, ("ACR", value("acr", "gaussian")), *radii, cost]), end="\n\n")  # noqa: T201
-    print(table(zoo, BOUNDED, [clean, pgd, *certified, cost]))  # noqa: T201
+    acr: Column = ("ACR", value("acr", "gaussian"))
+
+    def smoothed(*radii: float) -> list[Column]:
+        return [clean, acr, *((f"r = {r:g}", value("certified_accuracy", "gaussian", r)) for r in radii)]
+
+    def bounded(*methods: str) -> list[Column]:
+        return [clean, pgd, *((f"{name} %", value("certified_accuracy", name)) for name in methods), cost]
+
+    for names, columns in (
+        (MNIST_ATTACKED, attacked),
+        (MNIST_SMOOTHED, [*smoothed(0, 0.5, 1.0, 1.5), cost]),
+        (MNIST_BOUNDED, bounded("crown-ibp", "ibp", "sound-etb", "crown")),
+        (CIFAR_ATTACKED, attacked),
+        (CIFAR_SMOOTHED, [*smoothed(0, 0.25, 0.5, 1.0), ("inputs", inputs), cost]),
+        (CIFAR_BOUNDED, bounded("crown-ibp", "ibp", "sound-etb")),
+    ):
+        print(table(zoo, names, columns), end="\n\n")  # noqa: T201
 
 
 if __name__ == "__main__":
