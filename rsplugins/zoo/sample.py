@@ -10,10 +10,12 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from rsplugins.certification import certify
+from rsplugins.certification import check_inputs, prepare, run_certifier
+from rsplugins.certifier import Execution
 from rsplugins.classifier import Classifier
 from rsplugins.data import Dataset
 from rsplugins.data import load as load_data
+from rsplugins.host import get_host
 from rsplugins.runs.manifest import read_manifest
 from rsplugins.runs.record import read_records
 from rsplugins.zoo import evidence
@@ -97,11 +99,13 @@ def _certified(
     if "stop_at" in parameters:
         # A radius that the run decided may be out of reach of fewer samples.
         parameters["stop_at"] = ()
-    dtype: Any = run.dtype
-    function: dict[str, Any] = {"dtype": dtype, "compile": run.compile, "sound": run.sound}
-    certificates = certify(classifier, images, run.method, seed=run.seed, indices=indices, **function, **parameters)
+    # Not rsplugins.certify: a certifier may have a parameter of its own that is named as one of that function's, as ibp's dtype.
+    entry = get_host().find("certifier", run.method)
+    execution = Execution(seed=run.seed, dtype=run.dtype, compile=run.compile, sound=run.sound)
+    certifier = prepare(entry, classifier, parameters, execution)
+    check_inputs(certifier, images)
     problems = []
-    for record, certificate in zip(chosen, certificates, strict=True):
+    for record, certificate in zip(chosen, run_certifier(entry, certifier, zip(indices, images, strict=True)), strict=True):
         if record.label != data[record.index][1]:
             problems.append(f"input {record.index} has label {data[record.index][1]}, recorded {record.label}")
         problems += [f"input {record.index}: {text}" for text in compare(record.evidence, certificate.evidence)]
