@@ -101,7 +101,8 @@ def _certified(
         parameters["stop_at"] = ()
     # Not rsplugins.certify: a certifier may have a parameter of its own that is named as one of that function's, as ibp's dtype.
     entry = get_host().find("certifier", run.method)
-    execution = Execution(seed=run.seed, dtype=run.dtype, compile=run.compile, sound=run.sound)
+    dtype: Any = run.dtype
+    execution = Execution(seed=run.seed, dtype=dtype, compile=run.compile, sound=run.sound)
     certifier = prepare(entry, classifier, parameters, execution)
     check_inputs(certifier, images)
     problems = []
