@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -259,6 +260,17 @@ def test_scores_and_adaptive_numbers_of_samples_are_run_again(model, tmp_path):
     report = verify(model)
     assert report.problems == []
     assert {"gaussian-soft on 3 inputs", "covariance-guided on 3 inputs"} <= set(report.rerun)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed")
+def test_bounds_are_run_again_though_their_dtype_is_named_as_the_calls(model, tmp_path):
+    entry, classifier, data = get_host().find("certifier", "ibp"), load_folder(model), load("digits")
+    certifier = prepare(entry, classifier, {"eps": 0.001}, Execution())
+    execute(entry, certifier, data, range(4), tmp_path / "ibp")
+    add_evidence(model, tmp_path / "ibp", "ibp")
+    report = verify(model)
+    assert report.problems == []
+    assert "ibp on 3 inputs" in report.rerun
 
 
 def test_other_scores_are_seen():
