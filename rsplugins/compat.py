@@ -86,6 +86,9 @@ def bridge_auto_lirpa() -> types.ModuleType:
     And its intervals of a last linear layer without bias cannot take a specification.
     Releases that do all this by themselves are left alone.
 
+    Both releases optimise no slope under torch 2.14 and later, so that ``alpha-crown`` would be ``crown`` at many times the
+    price: see :func:`_slopes_that_learn`.
+
     Raises:
         PluginUnavailableError: when auto-LiRPA is not installed.
     """
@@ -106,6 +109,7 @@ def bridge_auto_lirpa() -> types.ModuleType:
     _named_members(module.BoundedModule)
     _specification_of_products(importlib.import_module("auto_LiRPA.bound_ops"))
     _dynamic_batch(importlib.import_module("auto_LiRPA.parse_graph"))
+    _slopes_that_learn(importlib.import_module("auto_LiRPA.bound_ops").BoundRelu)
     return module
 
 
@@ -217,3 +221,31 @@ def _specification_of_products(operators: Any) -> None:
         return linear.interval_propagate(self, *v, C=C)
 
     product.interval_propagate = interval_propagate
+
+
+def _slopes_that_learn(relu: Any) -> None:
+    """Give alpha-CROWN's slopes a gradient where torch gives none.
+
+    The slopes start at 0 or 1 and pass through ``torch.clamp(slope, 0, 1)``, whose gradient at 0 and 1 is 1 up to torch 2.13
+    and 0 from 2.14 on (pytorch issue 195931): they never move. The values stay those of the clamp.
+    """
+    import torch
+
+    edge = torch.zeros(1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
+    if float(gradient) == 1.0:
+        return
+    original = relu._relu_mask_alpha
+
+    def relu_mask_alpha(lower: Any, upper: Any, lower_slope: Any, upper_slope: Any, *rest: Any, **options: Any) -> Any:
+        slopes = (lower_slope, upper_slope)
+        masked = original(lower, upper, *(None if slope is None else slope.detach() for slope in slopes), *rest, **options)
+        unstable = ((lower < 0) & (upper > 0)).to(lower.dtype)
+        # The difference is 0; it carries the gradient.
+        followed = (
+            found if slope is None else found + (slope - slope.detach()) * unstable
+            for found, slope in zip(masked, slopes, strict=False)
+        )
+        return (*followed, *masked[2:])
+
+    relu._relu_mask_alpha = staticmethod(relu_mask_alpha)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -206,9 +206,10 @@ class BoundNetwork:
         try:
             with quiet(), _default_dtype(self.dtype):
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
-                low, high = self._graph_for(ball["norm"], method).compute_bounds(
-                    x=(x,), C=specification, method=method, bound_lower=True, bound_upper=upper or method == "ibp"
-                )
+                graph = self._graph_for(ball["norm"], method)
+                options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
+                with _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext():
+                    low, high = graph.compute_bounds(method=method, **options)
         except (NotImplementedError, AssertionError) as error:
             raise unsupported(self._module, self._example, self._operators, error) from error
         return low, high if upper else None
@@ -229,6 +230,39 @@ class BoundNetwork:
         if self._std is not None:
             images = images / self._std.view(-1, *trailing)
         return images
+
+
+@contextmanager
+def _company_ignored(graph: Any, x: Any) -> Iterator[None]:
+    """Have CROWN's bounds of what enters a ReLU intersected with interval bounds, in every pass that auto-LiRPA makes.
+
+    Left to itself it bounds by CROWN the neurons that interval bounds leave unstable for any input of the batch, and takes
+    the interval bounds of the others, although neither is always the tighter: an input's margins would depend on the others.
+    """
+    original = graph.compute_bounds
+    with torch.no_grad():
+        original(x=(x,), method="ibp")
+    entering = {relu.inputs[0] for relu in graph.relus if relu.inputs[0].perturbed}
+
+    def found() -> dict[str, list[Tensor]]:
+        return {node.name: [node.lower.detach(), node.upper.detach()] for node in entering}
+
+    known = found()
+
+    def compute_bounds(*arguments: Any, reference_bounds: Any = None, aux_reference_bounds: Any = None, **options: Any) -> Any:
+        if options.get("method") == "alpha-crown":
+            return original(*arguments, **options)  # comes back here for each of its passes
+        # The second says which neurons may be unstable. alpha-CROWN hands on its own, empty at first; its slopes, made just
+        # before, are those of the neurons that are unstable by the last pass.
+        may_be_unstable = found() if aux_reference_bounds == {} else aux_reference_bounds or dict(known)
+        options |= {"reference_bounds": reference_bounds or known, "aux_reference_bounds": may_be_unstable}
+        return original(*arguments, **options)
+
+    graph.compute_bounds = compute_bounds
+    try:
+        yield
+    finally:
+        del graph.compute_bounds
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from lirpa_cases import in_ball, reached
+from lirpa_cases import D, in_ball, reached
+from torch import nn
 
 from rsplugins.certificate import Norm
 from rsplugins.classifier import wrap
@@ -44,14 +45,68 @@ def test_contains_a_hundred_thousand_samples(network, images, method):
         assert_inside(reached(network, images[i : i + 1], 0.05, Norm.LINF, count=100_000), low[i], high[i])
 
 
+def dense(*layers):
+    """ReLU network from pairs of weights and biases."""
+    modules = []
+    for weight, bias in layers:
+        linear = nn.Linear(len(weight[0]), len(weight))
+        linear.weight.data, linear.bias.data = torch.tensor(weight), torch.tensor(bias)
+        modules += [linear, nn.ReLU()]
+    return nn.Sequential(*modules[:-1]).to(D).eval()
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown"])
+def test_an_inputs_bounds_do_not_depend_on_its_batch(method):
+    """auto-LiRPA bounds a neuron by CROWN alone, looser here, once interval bounds leave it unstable for another input.
+
+    y = relu(a) + b - 4.5 is at least 0.48 around the first input by intervals, at least -0.52 by CROWN, and crosses 0 around
+    the second. The output, relu(y) - relu(y + 10) + 11, is 1 where y is known to be positive.
+    """
+    others = 10
+    module = dense(
+        ([[1.0, 0.0], [0.0, 0.01]], [0.0, 5.0]),
+        ([[1.0, 1.0], [1.0, 1.0], *[[0.0, 0.0]] * others], [-4.5, 5.5] + [1.0] * others),
+        ([[1.0, -1.0] + [0.0] * others], [11.0]),
+    )
+    inputs = torch.tensor([[0.5, 0.0], [0.5, -60.0]], dtype=D)
+    bounds = BoundNetwork(module, inputs)
+    together = bounds.bounds(inputs, 1.5, method=method)
+    alone = bounds.bounds(inputs[:1], 1.5, method=method)
+    for one, both in zip(alone, together, strict=True):
+        torch.testing.assert_close(one[0], both[0], rtol=0, atol=1e-6)
+        if method != "ibp":
+            assert one.item() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_crown_is_at_least_as_tight_as_with_interval_bounds_in_between(network, images):
+    bounds = BoundNetwork(network, images)
+    for eps in (0.001, 0.03, 0.5):
+        low, high = bounds.bounds(images, eps, method="crown")
+        wide_low, wide_high = bounds.bounds(images, eps, method="crown-ibp")
+        assert float((high - low).mean()) <= float((wide_high - wide_low).mean()) + 1e-9
+
+
+def test_alpha_crown_finds_the_best_slope():
+    """relu(x) - x / 2 over [-1, 2] is at least 0: below relu lies x / 2. CROWN takes x, and finds -1/2."""
+    module = dense(([[1.0], [1.0]], [0.0, 5.0]), ([[1.0, -0.5]], [2.5]))  # the second neuron is always active: x + 5
+    x = torch.tensor([[0.5]], dtype=D)
+    bounds = BoundNetwork(module, x)
+    low, _ = bounds.bounds(x, 1.5, method="crown")
+    best, _ = bounds.bounds(x, 1.5, method="alpha-crown")
+    assert low.item() == pytest.approx(-0.5)
+    assert best.item() == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_alpha_crown_contains_and_is_no_looser_than_crown(network, images):
     bounds = BoundNetwork(network, images)
-    low, high = bounds.bounds(images, 0.03, method="alpha-crown")
-    crown_low, crown_high = bounds.bounds(images, 0.03, method="crown")
-    assert bool((high - low).mean() <= (crown_high - crown_low).mean() + 1e-5)
+    low, high = bounds.bounds(images, 0.1, method="alpha-crown")
+    crown_low, crown_high = bounds.bounds(images, 0.1, method="crown")
+    assert bool((low >= crown_low - 1e-6).all())
+    assert bool((high <= crown_high + 1e-6).all())
+    assert float((high - low).mean()) < float((crown_high - crown_low).mean())
     for i in range(len(images)):
-        outputs = reached(network, images[i : i + 1], 0.03, Norm.LINF)
+        outputs = reached(network, images[i : i + 1], 0.1, Norm.LINF)
         assert bool((outputs >= low[i] - 1e-5).all())
         assert bool((outputs <= high[i] + 1e-5).all())
 
