@@ -64,7 +64,8 @@ def main() -> NoReturn:
         # typer turns the interrupt key into this exit code, without a word
         if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
             raise
-        print("rsplugins: interrupted; what was computed is kept, the same command resumes", file=sys.stderr)  # noqa: T201
+        kept = "what was computed is kept (of training, its last checkpoint), and the same command resumes"
+        print(f"rsplugins: interrupted; {kept}", file=sys.stderr)  # noqa: T201
         sys.exit(_INTERRUPTED)
     except OSError as error:
         if isinstance(error, BrokenPipeError):

@@ -23,7 +23,7 @@ from torch import nn
 
 from rsplugins.certificate import Guarantee
 from rsplugins.classifier import Classifier
-from rsplugins.errors import RunError, UsageError
+from rsplugins.errors import UsageError
 from rsplugins.execution import Execution
 from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
 from rsplugins.statistics import claims
@@ -168,7 +168,7 @@ def certify(
         Parameters, how many inputs are done and planned, ACR and certified accuracies.
 
     Raises:
-        RunError: the records belong to other weights or parameters.
+        UsageError: the records belong to other weights or parameters.
     """
     assert settings.sigma is not None
     indices = list(range(0, len(test), settings.stride))
@@ -256,7 +256,7 @@ def _save(folder: Path, module: nn.Module, dtype: str) -> dict[str, Any]:
 def _resume(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
     beside = path.with_suffix(".json")
     if beside.exists() and json.loads(beside.read_text(encoding="utf-8")) != header:
-        raise RunError(
+        raise UsageError(
             f"{path} belongs to other weights or parameters.",
             cause="The model was trained again, or [evaluation] was changed.",
             fix=f"Delete {path} and {beside.name}.",

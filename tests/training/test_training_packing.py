@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from training_cases import recipe, small_net, table
 
 from rsplugins.classifier import Classifier
-from rsplugins.errors import RunError
+from rsplugins.errors import UsageError
 from rsplugins.training import Hooks, ImageTable, Trainer, load_recipe
 from rsplugins.training.packing import certify, half_precision, pack, score
 from rsplugins.training.recipe import EvaluationSettings
@@ -101,7 +101,7 @@ def test_certification_goes_on_where_it_stopped_and_refuses_other_weights(tmp_pa
     again = certify(_model(), test, settings, path)
     assert again["done"] == 12
     assert again["acr"] == whole["acr"]
-    with pytest.raises(RunError, match="other weights"):
+    with pytest.raises(UsageError, match="other weights"):
         certify(_model(seed=1), test, settings, path)
 
 
