@@ -2,7 +2,7 @@
 .PHONY: test slow lint types fix bench demo ci
 
 test:   ; uv run pytest
-slow:   ; uv run pytest -m slow
+slow:   ; uv run pytest -m slow -o timeout=3600
 lint:   ; uv run ruff check . && uv run ruff format --check .
 types:  ; uv run mypy
 fix:    ; uv run ruff check --fix . && uv run ruff format .

@@ -218,6 +218,12 @@ class Recipe(Settings):
                     f"[schedule] milestone {milestone} lies outside the {self.training.epochs} epochs.",
                     fix=f"Use milestones below {self.training.epochs}.",
                 )
+        if self.schedule.warmup >= self.training.epochs:
+            raise ParameterError(
+                f"[schedule] warmup takes {self.schedule.warmup:g} epochs and the run has {self.training.epochs}: the learning rate "
+                "would only grow.",
+                fix=f"Use a warmup below {self.training.epochs}, or train longer.",
+            )
 
     def sha256(self) -> str:
         """Return the sha256 of :func:`to_toml`, the text that is kept beside the checkpoint."""

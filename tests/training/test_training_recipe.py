@@ -59,6 +59,7 @@ def test_overrides_reach_nested_keys(tmp_path):
         ("[training]", "[trainning]", "Did you mean 'training'?"),
         ('name = "multistep"', 'name = "multi-step"', "Did you mean 'multistep'?"),
         ("milestones = [5, 8]", "milestones = [5, 12]", "outside the 10 epochs"),
+        ("milestones = [5, 8]", "milestones = [5, 8]\nwarmup = 10", "would only grow"),
         ("milestones = [5, 8]", "", "takes increasing milestones"),
         ("std = [0.3081]", "std = [0.0]", "above 0"),
         ('architecture = "mnist_cnn"', "", "lacks 'architecture'"),
