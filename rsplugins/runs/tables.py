@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rsplugins.certificate import Norm
 from rsplugins.runs.scoring import Run
 from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
 from rsplugins.runs.tsv import round_down
@@ -124,9 +125,18 @@ def radius_columns(runs: Sequence[Run]) -> list[float]:
 
 def radius_label(radius: float, runs: Sequence[Run]) -> str:
     """Return the heading of a column: ``r=2/255`` for small linf radii, ``r=0.5`` for others."""
+    return f"r={radius_text(radius, Norm.LINF)}" if _in_grey_levels(runs) else f"r={radius:g}"
+
+
+def radius_text(radius: float, norm: Norm | None) -> str:
+    """Return a radius as the field writes it: small linf ones, where they are, in grey levels of 255.
+
+    >>> radius_text(8 / 255, Norm.LINF), radius_text(0.3, Norm.LINF), radius_text(0.5, Norm.L2)
+    ('8/255', '0.3', '0.5')
+    """
     levels = round(255 * radius, 9)
-    in_levels = _in_grey_levels(runs) and 0 < radius < 0.1 and (8 * levels).is_integer()
-    return f"r={levels:g}/255" if in_levels else f"r={radius:g}"
+    in_levels = norm is Norm.LINF and 0 < radius < 0.1 and (8 * levels).is_integer()
+    return f"{levels:g}/255" if in_levels else f"{radius:g}"
 
 
 def _in_grey_levels(runs: Sequence[Run]) -> bool:

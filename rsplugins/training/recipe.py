@@ -220,7 +220,7 @@ class Recipe(Settings):
                 )
         if self.schedule.warmup >= self.training.epochs:
             raise ParameterError(
-                f"[schedule] warmup takes {self.schedule.warmup:g} epochs and the run has {self.training.epochs}: the learning rate "
+                f"[schedule] warmup takes {self.schedule.warmup:g} epochs and the run has {self.training.epochs}: the rate "
                 "would only grow.",
                 fix=f"Use a warmup below {self.training.epochs}, or train longer.",
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.runs.files import write_whole
+from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo.manifest import Manifest, Result
@@ -68,9 +69,9 @@ def _command(manifest: Manifest) -> str:
     bounded = next((result for result in certified.values() if result.norm is Norm.LINF), None)
     attacked = next((result for result in manifest.results if result.metric == "accuracy_under_attack"), None)
     if bounded is not None:
-        return f"rsplugins certify {options} --method {bounded.certifier} --set eps={bounded.radius:g}"
+        return f"rsplugins certify {options} --method {bounded.certifier} --set eps={_radius(bounded)}"
     if attacked is not None and not certified:
-        return f"rsplugins attack {options} --eps {attacked.radius:g} --stride {attacked.stride or 1} --out attacked"
+        return f"rsplugins attack {options} --eps {_radius(attacked)} --stride {attacked.stride or 1} --out attacked"
     # The encoder-head pairs of this package; other models may have been cut anywhere.
     is_latent = manifest.architecture.name.startswith("latent_") and "gaussian" not in certified
     method = f"{LATENT} --set split=encoder" if is_latent else "gaussian"
@@ -103,9 +104,13 @@ def _place(result: Result) -> str:
     return f"./records/{result.records}"
 
 
+def _radius(result: Result) -> str:
+    return "" if result.radius is None else radius_text(result.radius, result.norm)
+
+
 def _name(result: Result) -> str:
     words = result.metric.replace("_", " ").replace("acr", "average certified radius")
-    return words if result.radius is None else f"{words}, {result.norm} radius {result.radius:.4g}"
+    return words if result.radius is None else f"{words}, {result.norm} radius {_radius(result)}"
 
 
 def shown(result: Result) -> str:
@@ -212,7 +217,7 @@ def _row(manifest: Manifest) -> list[str]:
     plain = next((shown(result) for result in manifest.results if result.metric == "accuracy"), "")
     certified = "<br>".join(headline(manifest.results))
     attacked = "<br>".join(
-        f"{shown(result)} by {result.certifier.partition(' (')[0]} at {result.norm} {result.radius:.4g}, {result.images} inputs"
+        f"{shown(result)} by {result.certifier.partition(' (')[0]} at {result.norm} {_radius(result)}, {result.images} inputs"
         for result in manifest.results
         if result.metric == "accuracy_under_attack" and "margin" not in result.certifier
     )
@@ -235,7 +240,7 @@ def headline(results: Sequence[Result]) -> list[str]:
             by = "" if result.certifier == "gaussian" else f" by {result.certifier}"
             lines.append(f"ACR {shown(result)}{by} ({_settings(result)}, {result.images} inputs)")
         elif result.metric == "certified_accuracy" and result.n is None:
-            lines.append(f"{shown(result)} at {result.norm} {result.radius:.4g} by {result.certifier}, {result.images} inputs")
+            lines.append(f"{shown(result)} at {result.norm} {_radius(result)} by {result.certifier}, {result.images} inputs")
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rsplugins.errors import UsageError
 from rsplugins.runs.files import write_whole
+from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import cards
 from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo.manifest import Manifest, Result
@@ -127,7 +128,7 @@ def metric_name(result: Result) -> str:
 
     Samples and inputs are part of it: a model may have the same number from several runs.
     """
-    radius = "" if result.radius is None else f" at {result.norm} {result.radius:.4g}"
+    radius = "" if result.radius is None else f" at {result.norm} {radius_text(result.radius, result.norm)}"
     said = [] if result.guarantee is None else [str(result.guarantee), result.certifier]
     said += [] if result.n is None else [f"n = {result.n:,}"]
     return f"{result.metric.replace('_', ' ')}{radius} ({', '.join([*said, f'{result.images:,} inputs'])})"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.errors import CheckpointError, DataNotFoundError, PluginUnavailableError, RspluginsError
+from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo.files import safetensors_header, sha256
@@ -164,7 +165,7 @@ def _key(result: Result) -> tuple[Any, ...]:
 
 def title(result: Result) -> str:
     """Return what a number is, in words."""
-    radius = "" if result.radius is None else f" at {result.radius:g}"
+    radius = "" if result.radius is None else f" at {radius_text(result.radius, result.norm)}"
     by = f" by {result.certifier}" if result.certifier else ""
     return f"{result.metric}{radius}{by}"
 
