@@ -22,7 +22,9 @@ CIFAR_SMOOTHED = [
     *(f"resnet18.cifar10-jpeg-{method}-small-v1" for method in ("gaussian025", "gaussian050", "gaussian100", "consistency050")),
     *(f"cifar-small.cifar10-jpeg-covariance{sigma}-v1" for sigma in ("025", "050")),
 ]
-CIFAR_BOUNDED = [f"cifar-small.cifar10-jpeg-{method}{eps}-v1" for eps in ("2-255", "8-255") for method in ("sound-etb", "etb")]
+CIFAR_BOUNDED = [
+    f"cifar-small.cifar10-jpeg-{name}" for name in ("sound-etb2-255-v1", "etb2-255-v1", "sound-etb8-255-v2", "etb8-255-v1")
+]
 
 
 def value(metric: str, certifier: str = "", radius: float | None = None) -> Callable[[Manifest], str]:
