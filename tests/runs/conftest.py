@@ -37,7 +37,8 @@ def tiny(tiny_path, monkeypatch):
 @pytest.fixture
 def environment(tiny_path):
     """The environment of a subprocess that has the tiny plugin."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(tiny_path), "RSPLUGINS_LOAD": "tiny", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([*tiny_path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).strip(os.pathsep)
+    return {**os.environ, "PYTHONPATH": path, "RSPLUGINS_LOAD": "tiny", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def command(environment, tmp_path):
 
     def run(*arguments, **more):
         line = [sys.executable, "-c", "from rsplugins.cli import main; main()", *map(str, arguments)]
-        return subprocess.run(line, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(line, env={**environment, **more}, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     return run
 

@@ -35,7 +35,8 @@ def install(project: Path, site: Path) -> None:
 
 
 def check(site: Path, *arguments: str) -> tuple[int, list[dict[str, str]], str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from rsplugins.cli import main; main()", "plugins", "check", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.returncode, json.loads(done.stdout or "[]"), done.stderr
