@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def peak(n, tally):
     finished = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(n), tally], capture_output=True, text=True, check=True, timeout=200
+        [sys.executable, "-c", PROGRAM, str(n), tally], capture_output=True, text=True, check=True, timeout=600
     )
     return int(finished.stdout)
 

@@ -62,7 +62,7 @@ def bare(tmp_path):
             [sys.executable, "-S", *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(site)},
         )

@@ -99,7 +99,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, at, ema
 def test_a_run_leaves_a_usable_model_and_its_record(tmp_path):
     result = _trainer(tmp_path, [Gairat(eps=0.05, steps=2, burn_in=1)], epochs=6).fit()
     assert result.status == "finished"
-    assert result.metrics[-1]["test_accuracy"] == accuracy(result.classifier, table(12, seed=3)) > 0.9
+    assert result.metrics[-1]["test_accuracy"] == pytest.approx(accuracy(result.classifier, table(12, seed=3)))
+    assert result.metrics[-1]["test_accuracy"] > 0.9
     record = json.loads((tmp_path / "training.json").read_text())
     assert record["device"] == "cpu"
     assert record["recipe_sha256"] == recipe(epochs=6).sha256()
@@ -113,7 +114,8 @@ def test_a_run_leaves_a_usable_model_and_its_record(tmp_path):
     fresh.load_state_dict(load_file(tmp_path / "model.safetensors"))
     fresh.eval()
     images, _ = table(12, seed=3).take(torch.arange(12))
-    assert torch.equal(fresh((images - 0.3) / 0.25), result.classifier(images))
+    # The trainer's network lies in another memory layout, where other kernels run: the same function, not the same bits.
+    torch.testing.assert_close(fresh((images - 0.3) / 0.25), result.classifier(images), rtol=1e-5, atol=1e-5)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -353,8 +355,8 @@ def test_two_ranks_train_as_one(tmp_path):
     here = str(Path(__file__).parent)
     (tmp_path / "two").mkdir()
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*launch, str(script), here, str(tmp_path / "two")], check=True, timeout=200)
-    subprocess.run([sys.executable, str(script), here, str(tmp_path / "one")], check=True, timeout=200)
+    subprocess.run([*launch, str(script), here, str(tmp_path / "two")], check=True, timeout=600)
+    subprocess.run([sys.executable, str(script), here, str(tmp_path / "one")], check=True, timeout=600)
     ranks = [torch.load(tmp_path / f"two/rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     alone = load_file(tmp_path / "one/model.safetensors")
     for name, value in ranks[0].items():
