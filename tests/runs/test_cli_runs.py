@@ -132,7 +132,7 @@ def test_reading_a_run_needs_no_torch(make_run, environment, tmp_path):
 
 
 def test_rescoring_10000_inputs_scores_each(make_run, environment, tmp_path):
-    """How long it takes is printed by ``benchmarks/rescore.py``."""
+    """How long it takes is printed by ``benchmarks/commands.py``."""
     directory = make_run("big", indices=[0, 1, 2]).directory
     line = json.loads((directory / "records.jsonl").read_text().splitlines()[1])
     lines = [

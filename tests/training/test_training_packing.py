@@ -154,7 +154,7 @@ def test_the_batch_script_trains_measures_and_packs(script, tmp_path, capsys):
     path = ZOO / "recipes/digits-cnn.digits-gaussian025-v2.toml"
     small = ["training.epochs=2", "schedule.warmup=1", "evaluation.n=100", "evaluation.stride=90"]
     options = [word for value in small for word in ("--set", value)]
-    arguments = [str(path), "--out", str(tmp_path), "--device", "cpu", "--time-budget", "2", *options]
+    arguments = [str(path), "--out", str(tmp_path), "--device", "cpu", "--time-budget", "3600", *options]
     assert script.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["name"] == path.stem
