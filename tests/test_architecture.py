@@ -15,7 +15,8 @@ import rsplugins
 ROOT = Path(rsplugins.__file__).parent
 
 STOREYS = [
-    ["errors"],
+    ["errors", "provenance"],
+    ["rounding"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
     ["statistics", "checks", "compat", "runs.progress"],

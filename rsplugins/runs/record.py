@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from rsplugins.errors import RunError, warn
 from rsplugins.runs.files import lock
 
 RECORDS = "records.jsonl"
+_OPTIONAL = ("by", "run", "seal")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Record:
         samples: forward passes spent on it.
         seconds: wall-clock time spent on it.
         error: why the input failed, when it failed.
+        by: the version of rsplugins that made the record, where it is not the one that the manifest names: a resumed run.
+        run: the seal of the run's manifest; see :mod:`rsplugins.runs.seals`. Empty in runs of earlier releases.
+        seal: a digest of all other fields.
     """
 
     index: int
@@ -38,10 +42,17 @@ class Record:
     samples: int
     seconds: float
     error: str | None = None
+    by: str = ""
+    run: str = ""
+    seal: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the record's line holds: all fields, those for provenance where they are set."""
+        return {key: value for key, value in self.__dict__.items() if value or key not in _OPTIONAL}
 
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the line end."""
-        return json.dumps(self.__dict__, separators=(",", ":"), allow_nan=False)
+        return json.dumps(self.fields(), separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
@@ -59,6 +70,7 @@ class Record:
             fields = json.loads(line)
             record = cls(**fields)
             good = isinstance(record.index, int) and isinstance(record.label, int) and isinstance(record.evidence, dict)
+            good = good and all(isinstance(getattr(record, key), str) for key in _OPTIONAL)
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
         if not good:
@@ -147,10 +159,12 @@ class Writer:
 
     Args:
         path: the file; made when it does not exist.
+        finished: what is done to each record before it is written, such as sealing it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, finished: Callable[[Record], Record] | None = None) -> None:
         self.path = path
+        self.finished = finished
         self.repaired = 0
 
     def __enter__(self) -> Writer:
@@ -169,7 +183,8 @@ class Writer:
 
     def append(self, record: Record) -> None:
         """Write one record and hand it to the operating system, so that killing this process cannot lose it."""
-        self._file.write(record.to_json().encode() + b"\n")
+        written = record if self.finished is None else self.finished(record)
+        self._file.write(written.to_json().encode() + b"\n")
         self._file.flush()
 
 

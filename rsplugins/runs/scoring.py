@@ -9,8 +9,9 @@ from typing import Any
 
 from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
 from rsplugins.errors import RunError
-from rsplugins.runs.manifest import Manifest, read_manifest
-from rsplugins.runs.record import Record, read_records
+from rsplugins.runs.manifest import Manifest, read_manifest, read_values
+from rsplugins.runs.record import Record, read_file, read_records, record_files
+from rsplugins.runs.seals import MANIFEST, SEAL, manifest_problems, record_problems
 
 ClaimFunction = Callable[[Evidence, Mapping[str, Any]], Claim]
 IMPORTED = "imported/not-recomputable"
@@ -64,6 +65,7 @@ class Run:
         rows: one a record.
         missing: the selected inputs that have no record yet.
         strays: the indices of records that the selection does not name.
+        problems: what shows that the directory was edited; its numbers then stand in no table of certified ones, nor of estimates.
     """
 
     directory: Path
@@ -71,6 +73,7 @@ class Run:
     rows: tuple[Row, ...]
     missing: tuple[int, ...] = ()
     strays: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -129,10 +132,13 @@ def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) 
 def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
     """Read a run directory and recompute its claims from the evidence.
 
+    A directory whose seals do not fit is read all the same; the run's ``problems`` say what does not, and every table marks it.
+
     Args:
         directory: as ``rsplugins certify`` wrote it.
         manifest: replaces the directory's, as ``rescore`` does to change the confidence.
     """
+    problems = seal_problems(directory)
     manifest = read_manifest(directory) if manifest is None else manifest
     records = read_records(directory)
     selected = manifest.selection.indices()
@@ -145,4 +151,29 @@ def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
         tuple(rows),
         missing=tuple(index for index in selected if index not in records),
         strays=tuple(sorted(index for index in records if index not in wanted)),
+        problems=tuple(problems),
     )
+
+
+def seal_problems(directory: Path) -> list[str]:
+    """Return what the seals of the manifest and of the records say; nothing when all fit, or when an earlier release wrote none."""
+    values = read_values(directory) if (directory / MANIFEST).is_file() else {}
+    problems = list(manifest_problems(values)) if values else []
+    for path in record_files(directory):
+        problems += record_problems(read_file(path).records, str(values.get(SEAL) or ""), path.name)
+    return problems
+
+
+def refuse_edited(directory: Path) -> None:
+    """Raise unless the seals of a run directory fit, before anything is written that would hide that they do not.
+
+    Raises:
+        RunError: the manifest or a record was edited, or belongs to another run.
+    """
+    problems = seal_problems(directory)
+    if problems:
+        raise RunError(
+            f"{directory} was edited: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""),
+            cause="the manifest or a record was changed after it was written, or records of another run were put in",
+            fix="restore the files, or certify again into an empty directory; parts of one run are joined by `rsplugins merge A B`",
+        )
