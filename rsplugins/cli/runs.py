@@ -224,13 +224,16 @@ def import_tsv(
 def _open(directory: Path, manifest: Manifest | None = None) -> Run:
     from dataclasses import replace
 
-    from rsplugins.runs.scoring import open_run
+    from rsplugins.runs.scoring import claim_function, score
     from rsplugins.runs.verify import examine
 
     found = examine(directory)
     if not found.run.rows:
         raise UsageError(f"{directory} has no records yet.", fix="run its `rsplugins certify` command again")
-    run = found.run if manifest is None else open_run(directory, manifest=manifest)
+    run = found.run
+    if manifest is not None:
+        rows = score((row.record for row in run.rows), claim_function(manifest), manifest.parameters)
+        run = replace(run, manifest=manifest, rows=tuple(rows))
     return replace(run, problems=tuple(found.edited))
 
 

@@ -277,7 +277,7 @@ def _limit(line: LogLine, claimed: dict[str, Any]) -> float:
     known = claimed["guarantee"] == Guarantee.PROBABILISTIC and claimed["norm"] != Norm.L1
     if not known or not (sigma and alpha and n):
         return math.inf
-    return sigma * max(0.0, float(ndtri_exp(math.log(alpha) / n)))
+    return float(sigma) * max(0.0, float(ndtri_exp(math.log(alpha) / n)))
 
 
 def _check_limits(path: Path, log: Log, limits: Sequence[float], claimed: dict[str, Any]) -> None:

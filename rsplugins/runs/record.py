@@ -121,6 +121,15 @@ def shard_name(shard: tuple[int, int] | None) -> str:
     return RECORDS if shard is None else f"records-{shard[0]}-of-{shard[1]}.jsonl"
 
 
+def read_files(directory: Path) -> dict[Path, RecordFile]:
+    """Read all files of records in a run directory.
+
+    Raises:
+        RunError: a damaged line.
+    """
+    return {path: read_file(path) for path in record_files(directory)}
+
+
 def read_records(directory: Path, *, say_torn: bool = True) -> dict[int, Record]:
     """Read the union of a directory's records, by index, in the order written.
 
@@ -131,9 +140,13 @@ def read_records(directory: Path, *, say_torn: bool = True) -> dict[int, Record]
     Raises:
         RunError: a damaged line, or one index with two different results.
     """
+    return united(read_files(directory), say_torn=say_torn)
+
+
+def united(files: Mapping[Path, RecordFile], *, say_torn: bool = True) -> dict[int, Record]:
+    """Do as :func:`read_records` with files that were read."""
     union: dict[int, Record] = {}
-    for path in record_files(directory):
-        contents = read_file(path)
+    for path, contents in files.items():
         if contents.torn and say_torn:
             warn(f"{path} ends in a torn line, which is left out; resuming the run repairs it")
         add(union, contents.records, path)

@@ -94,7 +94,9 @@ def _estimates_against_certificates(runs: Sequence[Run]) -> list[str]:
         return summary["model"], summary["data"], summary["sigma"], summary["norm"]
 
     rated = [(run, summarise(run)["certifies"]) for run in runs if isinstance(summarise(run)["sigma"], (int, float))]
-    pairs = [(a, b) for a, yes in rated if not (yes or a.problems) for b, certifies in rated if certifies and subject(a) == subject(b)]
+    pairs = [
+        (a, b) for a, yes in rated if not (yes or a.problems) for b, certifies in rated if certifies and subject(a) == subject(b)
+    ]
     text = "Estimated against certified radius; estimates are not certificates. On the line they agree."
     titles = [escape(f"{a.name} against {b.name}") for a, b in pairs]
     figures = [_figure(estimate_figure(a, b), text) for a, b in pairs]

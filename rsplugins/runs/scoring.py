@@ -10,7 +10,7 @@ from typing import Any
 from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
 from rsplugins.errors import RunError
 from rsplugins.runs.manifest import Manifest, read_manifest, read_values
-from rsplugins.runs.record import Record, read_file, read_records, record_files
+from rsplugins.runs.record import Record, RecordFile, read_files, united
 from rsplugins.runs.seals import MANIFEST, SEAL, manifest_problems, record_problems
 
 ClaimFunction = Callable[[Evidence, Mapping[str, Any]], Claim]
@@ -129,7 +129,7 @@ def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) 
         ) from error
 
 
-def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
+def open_run(directory: Path, *, manifest: Manifest | None = None, files: Mapping[Path, RecordFile] | None = None) -> Run:
     """Read a run directory and recompute its claims from the evidence.
 
     A directory whose seals do not fit is read all the same; the run's ``problems`` say what does not, and every table marks it.
@@ -137,10 +137,12 @@ def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
     Args:
         directory: as ``rsplugins certify`` wrote it.
         manifest: replaces the directory's, as ``rescore`` does to change the confidence.
+        files: its files of records, where they were read already.
     """
-    problems = seal_problems(directory)
+    files = read_files(directory) if files is None else files
+    problems = seal_problems(directory, files)
     manifest = read_manifest(directory) if manifest is None else manifest
-    records = read_records(directory)
+    records = united(files)
     selected = manifest.selection.indices()
     wanted = set(selected)
     kept = [records[index] for index in selected if index in records]
@@ -155,12 +157,12 @@ def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
     )
 
 
-def seal_problems(directory: Path) -> list[str]:
+def seal_problems(directory: Path, files: Mapping[Path, RecordFile]) -> list[str]:
     """Return what the seals of the manifest and of the records say; nothing when all fit, or when an earlier release wrote none."""
     values = read_values(directory) if (directory / MANIFEST).is_file() else {}
     problems = list(manifest_problems(values)) if values else []
-    for path in record_files(directory):
-        problems += record_problems(read_file(path).records, str(values.get(SEAL) or ""), path.name)
+    for path, contents in files.items():
+        problems += record_problems(contents.records, str(values.get(SEAL) or ""), path.name)
     return problems
 
 
@@ -170,7 +172,7 @@ def refuse_edited(directory: Path) -> None:
     Raises:
         RunError: the manifest or a record was edited, or belongs to another run.
     """
-    problems = seal_problems(directory)
+    problems = seal_problems(directory, read_files(directory))
     if problems:
         raise RunError(
             f"{directory} was edited: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""),

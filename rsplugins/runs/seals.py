@@ -125,7 +125,9 @@ def digest_problems(directory: Path) -> Iterator[str]:
     lines = []
     for name in sorted(here.keys() | there.keys(), key=str):
         if name not in here:
-            lines.append(f"{name} is missing" if not (directory / name).exists() else f"{DIGESTS} names {name}, which is no file of a run")
+            lines.append(
+                f"{name} is missing" if not (directory / name).exists() else f"{DIGESTS} names {name}, which is no file of a run"
+            )
         elif name not in there:
             lines.append(f"{name} was put in later: {DIGESTS} does not name it")
         elif here[name] != there[name]:

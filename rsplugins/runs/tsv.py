@@ -69,9 +69,7 @@ def outdated_line(row: Row) -> str:
 
 def _line(row: Row, radius: str) -> str:
     predict = -1 if row.prediction is None else row.prediction
-    return "\t".join(
-        map(str, (row.index, row.record.label, predict, radius, int(row.correct), format_time(row.record.seconds)))
-    )
+    return "\t".join(map(str, (row.index, row.record.label, predict, radius, int(row.correct), format_time(row.record.seconds))))
 
 
 def to_tsv(rows: Sequence[Row]) -> str:

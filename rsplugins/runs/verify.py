@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.runs.output import RESULTS, SUMMARY
-from rsplugins.runs.record import RECORDS, read_file, record_files
+from rsplugins.runs.record import RECORDS, RecordFile, read_files, record_files
 from rsplugins.runs.scoring import Run, open_run
 from rsplugins.runs.seals import DIGESTS, SEALED, SHOWN, digest_problems, some
 from rsplugins.runs.summary import summarise
@@ -68,11 +68,12 @@ def examine(directory: Path) -> Findings:
         UsageError: no run directory.
         RunError: a file cannot be read at all, or records contradict each other.
     """
-    run = open_run(directory)
+    files = read_files(directory)
+    run = open_run(directory, files=files)
     edited = list(run.problems)
-    unfinished = [*_missing(run), *_torn(directory)]
+    unfinished = [*_missing(run), *_torn(files)]
     plain = replace(run, problems=())
-    edited += [*_strays(run), *_duplicates(directory), *_order(run)]
+    edited += [*_strays(run), *_duplicates(files), *_order(run, files)]
     for path, check in ((directory / RESULTS, _results), (directory / SUMMARY, _summary)):
         if path.exists():
             edited += check(plain)
@@ -98,26 +99,27 @@ def _strays(run: Run) -> Iterator[str]:
         yield f"{len(run.strays)} records are of inputs that were not selected: {some(run.strays)}"
 
 
-def _torn(directory: Path) -> Iterator[str]:
-    for path in record_files(directory):
-        if read_file(path).torn:
+def _torn(files: Mapping[Path, RecordFile]) -> Iterator[str]:
+    for path, contents in files.items():
+        if contents.torn:
             yield f"{path.name} ends in a torn line"
 
 
-def _duplicates(directory: Path) -> Iterator[str]:
-    for path in record_files(directory):
-        counts = Counter(record.index for record in read_file(path).records)
+def _duplicates(files: Mapping[Path, RecordFile]) -> Iterator[str]:
+    for path, contents in files.items():
+        counts = Counter(record.index for record in contents.records)
         twice = [index for index, count in counts.items() if count > 1]
         if twice:
             yield f"{path.name} has more than one record for inputs {some(twice)}"
 
 
-def _order(run: Run) -> Iterator[str]:
+def _order(run: Run, files: Mapping[Path, RecordFile]) -> Iterator[str]:
     """Yield when a finished run's records are not in the order of its selection, in which they were written."""
-    if run.missing or record_files(run.directory) != [run.directory / RECORDS]:
+    if run.missing or [path.name for path in files] != [RECORDS]:
         return
     wanted = {index: place for place, index in enumerate(run.manifest.selection.indices())}
-    places = [wanted[record.index] for record in read_file(run.directory / RECORDS).records if record.index in wanted]
+    (contents,) = files.values()
+    places = [wanted[record.index] for record in contents.records if record.index in wanted]
     if places != sorted(places):
         yield f"{RECORDS} is not in the order of the selection"
 

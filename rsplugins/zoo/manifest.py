@@ -79,6 +79,9 @@ class Training(_Part):
     device: str = Field(min_length=1)
     minutes: float = Field(ge=0)
     epochs: int = Field(gt=0)
+    arithmetic: str = ""
+    """float32, or bfloat16 (autocast); empty where it was not recorded, as ``processor``."""
+    processor: str = ""
     versions: dict[str, str] = {}
     notes: str = ""
 
