@@ -69,6 +69,8 @@ class Record:
         try:
             fields = json.loads(line)
             record = cls(**fields)
+            if record.seal and "error" not in fields:
+                raise ValueError("not a record: a sealed one has the field `error`")
             good = isinstance(record.index, int) and isinstance(record.label, int) and isinstance(record.evidence, dict)
             good = good and all(isinstance(getattr(record, key), str) for key in _OPTIONAL)
         except TypeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class Run:
         rows: one a record.
         missing: the selected inputs that have no record yet.
         strays: the indices of records that the selection does not name.
-        problems: what shows that the directory was edited; its numbers then stand in no table of certified ones, nor of estimates.
+        problems: what shows that the directory was edited; its numbers then stand in a table of their own.
     """
 
     directory: Path
@@ -120,7 +121,10 @@ def score(records: Iterable[Record], claim: ClaimFunction, parameters: Mapping[s
 
 def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) -> Claim:
     try:
-        return claim(record.evidence, parameters)
+        said = claim(record.evidence, parameters)
+        if math.isnan(said.radius):
+            raise ValueError("its radius is not a number")
+        return said
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise RunError(
             f"the evidence of input {record.index} cannot be read: {type(error).__name__}: {error}",
@@ -158,7 +162,7 @@ def open_run(directory: Path, *, manifest: Manifest | None = None, files: Mappin
 
 
 def seal_problems(directory: Path, files: Mapping[Path, RecordFile]) -> list[str]:
-    """Return what the seals of the manifest and of the records say; nothing when all fit, or when an earlier release wrote none."""
+    """Return what the seals of the manifest and of the records say; nothing when all fit, or there are none."""
     values = read_values(directory) if (directory / MANIFEST).is_file() else {}
     problems = list(manifest_problems(values)) if values else []
     for path, contents in files.items():
@@ -177,5 +181,5 @@ def refuse_edited(directory: Path) -> None:
         raise RunError(
             f"{directory} was edited: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""),
             cause="the manifest or a record was changed after it was written, or records of another run were put in",
-            fix="restore the files, or certify again into an empty directory; parts of one run are joined by `rsplugins merge A B`",
+            fix="restore the files, or certify again into an empty directory; `rsplugins merge A B` joins parts of one run",
         )

@@ -9,7 +9,6 @@ times the error measured. The rounding of printed digits is met by :func:`round_
 
 from __future__ import annotations
 
-import math
 from scipy.special import ndtri
 
 from rsplugins.errors import ParameterError

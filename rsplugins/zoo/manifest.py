@@ -91,7 +91,7 @@ class Result(_Part):
 
     ``records`` is the folder in ``records/`` with the evidence for each input, ``records_sha256`` that of its file with an entry
     an input. ``interval`` is at 95 %: what the number may be over the inputs that were not measured. ``stride`` is every how
-    many-th input an attack took; without it they were the first ones.
+    many-th input was taken; an attack without it took the first ones.
     """
 
     metric: str = Field(min_length=1)
