@@ -77,7 +77,7 @@ def summarise(run: Run) -> dict[str, Any]:
     """Return a run's summary, as ``summary.json`` holds it.
 
     Rates are over all inputs that have a record. ``curve`` gives, for each radius, the count and the rate of inputs that are
-    classified correctly with at least that radius, and the 95 % interval of the rate. A run that does not verify certifies nothing,
+    classified correctly with at least that radius, and the 95 % interval of the rate. A run that does not verify certifies none,
     and has ``problems`` besides.
     """
     found = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rsplugins.errors import RunError, UsageError
-from rsplugins.provenance import version
+from rsplugins.provenance import processor, version
 from rsplugins.training.recipe import Recipe
 
 CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
@@ -97,7 +97,8 @@ def save_model(directory: Path, module: torch.nn.Module) -> dict[str, Any]:
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write training.json."""
+    """Write training.json, with the processor's name besides."""
+    record = {"processor": processor(), **record}
     write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 

@@ -36,7 +36,9 @@ def test_an_interrupt_at_any_write_leaves_the_old_or_the_new(model, tmp_path, mo
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr("rsplugins.zoo.add.write_whole", interrupted(__import__("rsplugins.runs.files", fromlist=["x"]).write_whole))
+        patch.setattr(
+            "rsplugins.zoo.add.write_whole", interrupted(__import__("rsplugins.runs.files", fromlist=["x"]).write_whole)
+        )
         patch.setattr(Path, "rename", interrupted(Path.rename))
         if not at_once:
             patch.setattr(swap, "_exchange", lambda one, other: False)
