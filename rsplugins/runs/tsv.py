@@ -3,9 +3,9 @@
 Radii are printed as they were claimed: the shortest decimal that reads back as the claim, with at least six decimals, so that a
 script which counts at 0.3, or at 8/255, counts what was certified there.
 
-Estimates bear a sign that the field's scripts trip over: the column is headed ``estimate_radius`` (``empirical_radius`` for what an
-attack survived) in place of ``radius``, and a ``~`` stands before each number. A script that looks for ``radius``, or reads the fourth
-column as a number, stops; :mod:`rsplugins.runs.imports` reads the sign.
+Estimates bear a sign that the field's scripts trip over: the column is headed ``estimate_radius`` (``empirical_radius`` for attacks)
+in place of ``radius``, and a ``~`` stands before each number. A script that looks for ``radius``, or reads the fourth column as a
+number, stops; :mod:`rsplugins.runs.imports` reads the sign.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def header(rows: Iterable[Row]) -> str:
 
 
 def mark(rows: Iterable[Row]) -> str:
-    """Return what stands before the radii of a run: nothing, or the sign that they are no certificates; one such marks them all."""
+    """Return what stands before the radii of a run: nothing, or the sign that they are no certificates."""
     guarantee = weakest(rows)
     return "" if guarantee is None or guarantee.certifies else MARK
 

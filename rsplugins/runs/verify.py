@@ -127,8 +127,8 @@ def _order(run: Run, files: Mapping[Path, RecordFile]) -> Iterator[str]:
 def _notes(run: Run) -> Iterator[str]:
     if run.manifest.format < SEALED:
         yield (
-            "the run is of an earlier release, without seals: edits of its manifest that leave the claims as they are (seed, dtype, "
-            "sha256 of model and data), of times, and of pages cannot be noticed"
+            "the run is of an earlier release, without seals: edits of its manifest that leave the claims as they are (seed, "
+            "dtype, sha256 of model and data), of times, and of pages cannot be noticed"
         )
     makers = Counter(row.record.by for row in run.rows if row.record.by)
     named = run.manifest.versions.get("rsplugins", "an unknown version")

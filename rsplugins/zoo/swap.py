@@ -17,7 +17,7 @@ _HERE, _EXCHANGE = -100, 2
 
 @contextmanager
 def rebuilt(folder: Path) -> Iterator[Path]:
-    """Give a copy of a folder to change; at the end of the block it takes the folder's place, and when the block fails it is dropped.
+    """Give a copy of a folder to change; it takes the folder's place at the end, or is dropped.
 
     Args:
         folder: of a model; it need not exist.

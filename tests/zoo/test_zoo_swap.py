@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -42,10 +43,8 @@ def test_an_interrupt_at_any_write_leaves_the_old_or_the_new(model, tmp_path, mo
         patch.setattr(Path, "rename", interrupted(Path.rename))
         if not at_once:
             patch.setattr(swap, "_exchange", lambda one, other: False)
-        try:
+        with contextlib.suppress(Killed):
             add_evidence(model, source, "again")
-        except Killed:
-            pass
     swap.recover(model)
     after = contents(model)
     assert after == before or "records/again/records.jsonl" in after
