@@ -3,7 +3,7 @@
 Radii are printed as they were claimed: the shortest decimal that reads back as the claim, with at least six decimals, so that a
 script which counts at 0.3, or at 8/255, counts what was certified there.
 
-Estimates bear a sign that the field's scripts trip over: the column is headed ``estimate_radius`` (``empirical_radius`` for attacks)
+Estimates bear a sign that the field's scripts trip over: the column is headed ``estimate_radius`` (for attacks ``empirical_...``)
 in place of ``radius``, and a ``~`` stands before each number. A script that looks for ``radius``, or reads the fourth column as a
 number, stops; :mod:`rsplugins.runs.imports` reads the sign.
 """
