@@ -81,9 +81,9 @@ __all__ = [  # noqa: RUF022 -- the order a reader meets them in
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        import importlib.metadata
+        from rsplugins.provenance import version
 
-        return importlib.metadata.version("rsplugins")
+        return version()
     if name in _HOMES:
         import importlib
 

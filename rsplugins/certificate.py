@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_DOWN, Decimal
 from enum import Enum
+from math import isfinite
 from typing import Any
+
+from rsplugins.rounding import round_down
 
 Evidence = Mapping[str, Any]
 """What a claim was computed from, as plain JSON values: vote counts by class, score sums, bounds, a Lipschitz factor.
@@ -163,6 +165,6 @@ class Certificate:
         if self.radius == 0 and self.guarantee.certifies:
             return f"input {self.index}: class {self.prediction}, no certified {self.norm} radius ({self.guarantee}{confidence})"
         # Rounded down: the usual print would claim more than was proven.
-        digits = Decimal(repr(self.radius)).quantize(Decimal("1e-6"), rounding=ROUND_DOWN)
+        digits = round_down(self.radius, 6) if isfinite(self.radius) else self.radius
         radius = f"{verb} {self.norm} radius {digits}"
         return f"input {self.index}: class {self.prediction}, {radius} ({self.guarantee}{confidence})"

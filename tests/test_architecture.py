@@ -15,7 +15,8 @@ import rsplugins
 ROOT = Path(rsplugins.__file__).parent
 
 STOREYS = [
-    ["errors"],
+    ["errors", "provenance"],
+    ["rounding"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
     ["statistics", "checks", "compat", "runs.progress"],
@@ -112,7 +113,7 @@ def test_no_certifier_imports_another(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if _room(name) == "host"])
 def test_the_host_knows_only_descriptions(name):
-    assert {_room(used) for used in _used(name)} <= {"host", "certificate", "errors"}
+    assert {_room(used) for used in _used(name)} <= {"host", "certificate", "errors", "provenance"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if _place(name) in NO_TORCH_AT_MODULE_LEVEL])

@@ -44,9 +44,9 @@ def build() -> typer.Typer:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from rsplugins.provenance import version
 
-        typer.echo(f"rsplugins {version('rsplugins')}")
+        typer.echo(f"rsplugins {version()}")
         raise typer.Exit
 
 

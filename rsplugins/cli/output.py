@@ -118,23 +118,23 @@ def print_runs(runs: Sequence[Run]) -> None:
 
 
 def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str]) -> None:
-    from rsplugins.runs.summary import average_radius, certified_count, summarise
-    from rsplugins.runs.tables import ESTIMATES, guarantee_label, percent, radius_columns, radius_label
-    from rsplugins.runs.tsv import round_down
+    from rsplugins.runs.summary import certified_count, summarise
+    from rsplugins.runs.tables import EDITED, ESTIMATES, guarantee_label, mean_text, percent, radius_columns, radius_label
 
     grid = radius_columns(members)[1:]
     grid = [grid[len(grid) * k // RADII] for k in range(RADII)] if len(grid) > RADII else grid
     estimates = title.startswith(ESTIMATES)
+    edited = title.startswith(EDITED)
     heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
-    style = "bold yellow" if estimates else "bold green"
-    mean = "mean r" if estimates else "ACR"  # an average of estimates is no average certified radius
+    style = "bold red" if edited else "bold yellow" if estimates else "bold green"
+    mean = "mean r" if estimates or edited else "ACR"  # an average of estimates is no average certified radius
     table.add_row(*heading, "", "", "", mean, *[radius_label(radius, members) for radius in grid], style=style)
     for run in members:
         summary = summarise(run)
         total = max(1, summary["inputs"])
         inputs = f"{summary['inputs']}" + (f" ({summary['failed']} failed)" if summary["failed"] else "")
         cells = [labels[id(run)], guarantee_label(run), inputs, f"{100 * summary['abstention_rate']:.1f}"]
-        cells += [percent(summary["correct"], total), round_down(average_radius(run.rows), 4)]
+        cells += [percent(summary["correct"], total), mean_text(run.rows)]
         table.add_row(*cells, *[percent(certified_count(run.rows, radius), total) for radius in grid])
     table.add_section()
 

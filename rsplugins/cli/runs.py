@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rsplugins.cli.output import plain_warnings, print_json, print_runs, say, shown_path
-from rsplugins.errors import ParameterError, UsageError
+from rsplugins.errors import ParameterError, RunError, UsageError
 
 if TYPE_CHECKING:
     from rsplugins.runs.manifest import Manifest
@@ -40,7 +40,10 @@ def report(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Print the tables of runs: certified accuracy by radius, ACR over all inputs, abstentions. Estimates stand apart."""
+    """Print the tables of runs: certified accuracy by radius, ACR over all inputs, abstentions. Estimates stand apart.
+
+    So do runs that `verify` refuses because a file was edited; exit code 1 then.
+    """
     from rsplugins.runs.summary import summarise
     from rsplugins.runs.tables import result_tables
 
@@ -51,6 +54,7 @@ def report(
     else:
         _print_tables(result_tables(runs), form)
     _write_html(runs, html)
+    _end(runs)
 
 
 def compare(
@@ -60,7 +64,7 @@ def compare(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs on the inputs that both have, paired by index."""
+    """Compare two runs on the inputs that both have, paired by index. Exit code 1 when `verify` refuses one of them."""
     from rsplugins.runs.tables import compare_tables
 
     plain_warnings()
@@ -71,6 +75,7 @@ def compare(
     else:
         _print_tables(tables, form)
     _write_html(runs, html, compare=True)
+    _end(runs)
 
 
 def rescore(
@@ -82,7 +87,10 @@ def rescore(
     out: Annotated[Path | None, typer.Option(help="Write the re-scored run here; otherwise it is only printed.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute a run's claims at another confidence, from its evidence, without the model."""
+    """Recompute a run's claims at another confidence, from its evidence, without the model.
+
+    A run that `verify` refuses because a file was edited is marked, not written; exit code 1 then.
+    """
     from rsplugins.runs.manifest import read_manifest
     from rsplugins.runs.rescore import copy_rescored, with_alpha
     from rsplugins.runs.summary import summarise
@@ -104,26 +112,46 @@ def rescore(
         print_runs([run])
     if out is not None:
         say(f"results: {shown_path(out)}")
+    _end([run])
 
 
 def verify(directories: Annotated[list[Path], typer.Argument(help="Run directories.")], as_json: Json = False) -> None:
-    """Recompute every claim from the evidence and compare it with what the directory says. Exit code 1 when something differs."""
-    from rsplugins.runs.verify import verify as check
+    """Hold every file against its digest, and recompute every claim from the evidence.
 
+    Exit code 1 when something differs, when inputs are missing, or when there is nothing to recompute claims from.
+    """
     plain_warnings()
-    results: list[dict[str, Any]] = []
-    for directory in _expand(directories):
-        run, problems = check(directory)
-        results.append({"directory": str(directory), "inputs": len(run.rows), "ok": not problems, "problems": problems})
-        if as_json:
-            continue
-        state = "DOES NOT MATCH" if problems else "ok"
-        typer.echo(f"{shown_path(directory)}: {state}: {len(run.rows)} claims of {run.manifest.method} recomputed")
-        for problem in problems:
-            typer.echo(f"  {problem}")
+    results = [_verified(directory) for directory in _expand(directories)]
     if as_json:
         print_json(results)
+    else:
+        for result in results:
+            typer.echo(f"{shown_path(Path(result['directory']))}: {result['state']}: {result['what']}")
+            for text in [*result["problems"], *(f"({note})" for note in result["notes"])]:
+                typer.echo(f"  {text}")
     raise typer.Exit(int(not all(result["ok"] for result in results)))
+
+
+def _verified(directory: Path) -> dict[str, Any]:
+    """Return what there is to say about one run; a file that cannot be read at all is one thing that does not match."""
+    from rsplugins.runs.verify import examine
+
+    try:
+        found = examine(directory)
+    except RunError as error:
+        said = {"state": "DOES NOT MATCH", "what": "it cannot be read"}
+        return {"directory": str(directory), "inputs": 0, "ok": False, **said, "problems": [str(error)], "notes": []}
+    wrong = bool(found.edited or found.unfinished)
+    inputs, method = len(found.run.rows), found.run.manifest.method
+    return {
+        "directory": str(directory),
+        "inputs": inputs,
+        "ok": not found.problems,
+        "state": "DOES NOT MATCH" if wrong else "ok" if found.verifiable else "cannot be verified",
+        "what": f"{inputs} claims of {method} " + ("recomputed" if found.verifiable else "repeated from another program's log"),
+        "problems": found.problems,
+        "notes": found.notes,
+    }
 
 
 def merge(
@@ -149,8 +177,12 @@ def import_tsv(
     alpha: Annotated[float | None, typer.Option(help="Its probability of a false certificate, for each input.")] = None,
     n: Annotated[int | None, typer.Option(help="Its samples an input.")] = None,
     guarantee: Annotated[
-        str, typer.Option(help="What the log claims: deterministic, probabilistic, estimate, empirical.")
-    ] = "probabilistic",
+        str | None,
+        typer.Option(
+            help="What the log claims: deterministic, probabilistic, estimate, empirical. Default: the log's own sign, else "
+            "probabilistic."
+        ),
+    ] = None,
     norm: Annotated[str, typer.Option(help="l1, l2 or linf.")] = "l2",
     name: Annotated[str | None, typer.Option(help="What to call the method. Default: the file's name.")] = None,
     model: Annotated[str, typer.Option(help="The model, for tables.")] = "",
@@ -159,15 +191,16 @@ def import_tsv(
     as_json: Json = False,
 ) -> None:
     """Read a log of another program. It has claims but no evidence, so `verify` says that it cannot recompute them."""
-    from rsplugins.runs.imports import claimed_parameters, import_log
+    from rsplugins.runs.imports import claimed_parameters, import_log, read_log
     from rsplugins.runs.merge import finish
     from rsplugins.runs.summary import summarise
 
     plain_warnings()
+    guarantee = guarantee or read_log(file).sign or "probabilistic"
     claimed = claimed_parameters(guarantee=guarantee, norm=norm, alpha=alpha, sigma=sigma, n=n)
 
     def make(directory: Path, *, keep: bool) -> None:
-        log = import_log(file, directory, method=name or file.stem, claimed=claimed, model=model, data=data)
+        log = import_log(file, directory, method=name or file.name, claimed=claimed, model=model, data=data)
         run = finish(directory, pages=keep)
         if as_json:
             print_json({"dialect": log.dialect, **summarise(run)})
@@ -189,12 +222,28 @@ def import_tsv(
 
 
 def _open(directory: Path, manifest: Manifest | None = None) -> Run:
-    from rsplugins.runs.scoring import open_run
+    from dataclasses import replace
 
-    run = open_run(directory, manifest=manifest)
-    if not run.rows:
+    from rsplugins.runs.scoring import claim_function, score
+    from rsplugins.runs.verify import examine
+
+    found = examine(directory)
+    if not found.run.rows:
         raise UsageError(f"{directory} has no records yet.", fix="run its `rsplugins certify` command again")
-    return run
+    run = found.run
+    if manifest is not None:
+        rows = score((row.record for row in run.rows), claim_function(manifest), manifest.parameters)
+        run = replace(run, manifest=manifest, rows=tuple(rows))
+    return replace(run, problems=tuple(found.edited))
+
+
+def _end(runs: list[Run]) -> None:
+    """Say which runs do not verify, and end with exit code 1 when there is one."""
+    edited = [run for run in runs if run.problems]
+    for run in edited:
+        say(f"NOT VERIFIED: {shown_path(run.directory)}: {run.problems[0]}; `rsplugins verify` lists everything that differs")
+    if edited:
+        raise typer.Exit(1)
 
 
 def _expand(directories: list[Path]) -> list[Path]:
@@ -219,7 +268,13 @@ def _write_html(runs: list[Run], path: Path | None, *, compare: bool = False) ->
         return
     from rsplugins.runs.files import write_whole
     from rsplugins.runs.report import to_html
+    from rsplugins.runs.seals import DERIVED, DIGESTS, MANIFEST
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, to_html(runs, compare=compare))
+    page = to_html(runs, compare=compare)
+    if (path.parent / DIGESTS).exists() and path.name in (*DERIVED, DIGESTS, MANIFEST):
+        raise UsageError(
+            f"{path} is a file of the run in that directory, whose digest is known.", fix="write the page under another name"
+        )
+    write_whole(path, page)
     say(f"report:  {shown_path(path)}")

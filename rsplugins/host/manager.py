@@ -18,6 +18,7 @@ from rsplugins.host.descriptors import Descriptor
 from rsplugins.host.entries import Entry, Status, describe
 from rsplugins.host.hookspecs import PROJECT, RETURNS, HookSpecs
 from rsplugins.host.requirements import install_line, missing_text, unmet
+from rsplugins.provenance import version as package_version
 
 GROUP = "rsplugins"
 BUILTIN = "rsplugins.builtin"
@@ -160,6 +161,8 @@ def _installed(only: Collection[str]) -> list[tuple[EntryPoint, str, str]]:
 
 def _origin(point: EntryPoint) -> tuple[str, str]:
     """Distribution and version; a METADATA file that is missing or broken must not hide the plugin."""
+    if point.value == BUILTIN:
+        return "rsplugins", package_version()
     try:
         metadata = point.dist.metadata if point.dist is not None else {"Name": "", "Version": ""}
         return str(metadata["Name"] or point.name), str(metadata["Version"] or "(unknown version)")

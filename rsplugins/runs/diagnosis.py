@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from rsplugins.errors import RspluginsError
 from rsplugins.host import Status, get_host
 from rsplugins.host.requirements import install_line, missing_text, unmet
+from rsplugins.provenance import version
 
 _OPTIONAL = {
     "auto-LiRPA": ("bounds through whole networks", ("auto-LiRPA>=0.3",)),
@@ -39,7 +40,7 @@ def diagnose() -> dict[str, Any]:
 
 def _version(name: str) -> str | None:
     try:
-        return importlib.metadata.version(name)
+        return version() if name == "rsplugins" else importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
@@ -47,7 +48,7 @@ def _version(name: str) -> str | None:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform()}
     names = ["rsplugins", *_required(), *_OPTIONAL]
-    return found | {name: version for name in names if (version := _version(name)) is not None}
+    return found | {name: found_here for name in names if (found_here := _version(name)) is not None}
 
 
 def _required() -> list[str]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certifier import Certifier
 from rsplugins.errors import ParameterError, RunError, UnreadableInputError
 from rsplugins.host import Entry
+from rsplugins.provenance import processor, version
 from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
 from rsplugins.runs.merge import finish
 from rsplugins.runs.progress import Progress, Silent
 from rsplugins.runs.record import Record, Writer, read_records, shard_name
-from rsplugins.runs.scoring import Run, open_run
+from rsplugins.runs.scoring import Run, open_run, refuse_edited
+from rsplugins.runs.seals import forget_derived, run_seal, seal_record
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +96,7 @@ def _device(classifier: Classifier) -> dict[str, Any]:
     import torch
 
     device = classifier.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}
 
 
@@ -134,15 +136,26 @@ def execute(
         UsageError: the directory holds a run with other parameters; the text lists each as ``key: old -> new``.
         RunError: another process writes the same records.
     """
-    write_manifest(directory, build_manifest(entry, certifier, dataset, indices, model=model, data=data, command=command))
+    manifest = build_manifest(entry, certifier, dataset, indices, model=model, data=data, command=command)
+    seal = _sealer(directory, write_manifest(directory, manifest))
+    refuse_edited(directory)
     own = list(indices) if shard is None else list(indices[shard[0] :: shard[1]])
     path = directory / shard_name(shard)
     if path.exists() or _owed(directory, own):  # the writer also repairs a torn line after the last record that is owed
-        with Writer(path) as writer:
+        with Writer(path, seal) as writer:
             todo = _owed(directory, own)
+            if todo:
+                forget_derived(directory)
             task = (progress or Silent()).task(_title(entry, shard), len(own), len(own) - len(todo))
             _certify(entry, certifier, dataset, todo, writer, task)
     return finish(directory) if conclude else open_run(directory)
+
+
+def _sealer(directory: Path, there: Manifest) -> Callable[[Record], Record]:
+    """Return what seals a record of the run whose manifest lies in a directory, and names the version where it is another."""
+    run, own = run_seal(directory), version()
+    by = "" if not run or there.versions.get("rsplugins") == own else own
+    return lambda record: seal_record(replace(record, by=by), run)
 
 
 def _owed(directory: Path, own: Sequence[int]) -> list[int]:

@@ -7,14 +7,20 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from scipy.special import ndtri_exp
+
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import ParameterError, RunError, UsageError, did_you_mean
+from rsplugins.rounding import round_down
 from rsplugins.runs.files import write_whole
 from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
 from rsplugins.runs.record import RECORDS, Record, to_lines
+from rsplugins.runs.seals import run_seal, seal_record
+from rsplugins.runs.tsv import MARK, UNCERTIFIED
 
 _COLUMNS = {6: (), 7: ("levels_needed",), 8: ("pA", "samplesize")}
 _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -31,6 +37,8 @@ class LogLine:
     correct: int
     seconds: float
     extra: dict[str, float]
+    rounded_by: float = 0.0
+    """By how much the radius may be above what was claimed: half a unit of its last decimal, as programs round."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,14 @@ class Log:
         lines: in the order of the file.
         dialect: what was found: the form of the time and of ``correct``, and extra columns.
         contradictions: indices whose ``correct`` is not what label and prediction say.
+        sign: what a log that this package wrote says its radii are when they are no certificates: ``"estimate"`` or
+            ``"empirical"``; empty otherwise.
     """
 
     lines: tuple[LogLine, ...]
     dialect: dict[str, Any]
     contradictions: tuple[int, ...]
+    sign: str = ""
 
 
 def parse_seconds(text: str) -> float:
@@ -80,6 +91,7 @@ def read_log(path: Path) -> Log:
     header: list[str] | None = None
     if texts and not _split(texts[0][1])[0].lstrip("-").isdigit():
         header = _split(texts.pop(0)[1])
+    sign, header = _sign(header, [text for _, text in texts])
     lines, clocks = [], set()
     for number, text in texts:
         lines.append(_parse(path, number, _split(text), header))
@@ -93,7 +105,16 @@ def read_log(path: Path) -> Log:
         "correct": "running total" if totals else "0/1",
         "extra_columns": sorted(lines[0].extra),
     }
-    return Log(tuple(lines), dialect, contradictions)
+    return Log(tuple(lines), dialect, contradictions, sign)
+
+
+def _sign(header: list[str] | None, texts: Sequence[str]) -> tuple[str, list[str] | None]:
+    """Return what the log says its radii are when they are no certificates, and the header with their column's usual name."""
+    for guarantee, column in UNCERTIFIED.items():
+        if header is not None and column in header:
+            return str(guarantee), ["radius" if name == column else name for name in header]
+    # The sign outlives a header that was cut off.
+    return str(Guarantee.ESTIMATE) if any(MARK in text for text in texts) else "", header
 
 
 def _split(text: str) -> list[str]:
@@ -111,10 +132,11 @@ def _parse(path: Path, number: int, cells: Sequence[str], header: Sequence[str] 
             int(values.pop("idx")),
             int(values.pop("label")),
             int(values.pop("predict")),
-            _number("radius", values.pop("radius"), least=0.0),
+            _number("radius", radius := values.pop("radius").removeprefix(MARK), least=0.0),
             int(_number("correct", values.pop("correct"))),
             _finite("time", parse_seconds(values.pop("time"))),
             {name: _number(name, value) for name, value in values.items()},
+            _rounding(radius),
         )
     except _ValueRefusedError as error:
         raise RunError(
@@ -128,6 +150,12 @@ def _parse(path: Path, number: int, cells: Sequence[str], header: Sequence[str] 
             cause=f"expected tab-separated: {_expected()}",
             fix="correct the line",
         ) from None
+
+
+def _rounding(text: str) -> float:
+    """Return half a unit of a number's last decimal, which printing it may have added."""
+    exponent = Decimal(text).as_tuple().exponent
+    return 0.5 * 10.0**exponent if isinstance(exponent, int) else 0.0
 
 
 class _ValueRefusedError(Exception):
@@ -204,8 +232,15 @@ def import_log(path: Path, directory: Path, *, method: str, claimed: dict[str, A
 
     Returns:
         The log as read. The directory has no evidence: its claims are repeated, and ``verify`` says so.
+
+    Raises:
+        ParameterError: the log says that its radii are no certificates, and ``claimed`` that they are.
+        RunError: a radius is larger than sigma, n and alpha can give.
     """
     log = read_log(path)
+    _check_sign(path, log, claimed)
+    limits = [_limit(line, claimed) for line in log.lines]
+    _check_limits(path, log, limits, claimed)
     manifest = Manifest(
         method=method,
         parameters=claimed,
@@ -216,13 +251,54 @@ def import_log(path: Path, directory: Path, *, method: str, claimed: dict[str, A
         imported={"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "dialect": log.dialect},
     )
     write_manifest(directory, manifest)
-    records = [_record(line, claimed.get("n")) for line in log.lines]
-    write_whole(directory / RECORDS, "".join(to_lines(records)))
+    seal = run_seal(directory)
+    records = [_record(line, limit, claimed.get("n")) for line, limit in zip(log.lines, limits, strict=True)]
+    write_whole(directory / RECORDS, "".join(to_lines(seal_record(record, seal) for record in records)))
     return log
 
 
-def _record(line: LogLine, n: int | None) -> Record:
-    evidence: dict[str, Any] = {"predict": line.predict, "radius": line.radius}
+def _check_sign(path: Path, log: Log, claimed: dict[str, Any]) -> None:
+    if log.sign and Guarantee(claimed["guarantee"]).certifies:
+        raise ParameterError(
+            f"{path} says that its radii are no certificates ({log.sign}); --guarantee says {claimed['guarantee']}.",
+            cause="rsplugins wrote it for a method that estimates, or for an attack",
+            fix=f"leave --guarantee out, or use --guarantee {log.sign}",
+        )
+
+
+def _limit(line: LogLine, claimed: dict[str, Any]) -> float:
+    r"""Return the largest radius that Gaussian noise can certify for a line, as far as it is known; infinity otherwise.
+
+    With all n samples for one class, a lower bound of its probability with confidence 1 - alpha is at most
+    :math:`\alpha^{1/n}` (Clopper and Pearson), so no rule gives more than :math:`\sigma \Phi^{-1}(\alpha^{1/n})` in l2; an linf
+    ball lies around the l2 ball of its radius. Other noises, for l1, have other limits.
+    """
+    sigma, alpha, n = claimed.get("sigma"), claimed.get("alpha"), line.extra.get("samplesize", claimed.get("n"))
+    known = claimed["guarantee"] == Guarantee.PROBABILISTIC and claimed["norm"] != Norm.L1
+    if not known or not (sigma and alpha and n):
+        return math.inf
+    return float(sigma) * max(0.0, float(ndtri_exp(math.log(alpha) / n)))
+
+
+def _check_limits(path: Path, log: Log, limits: Sequence[float], claimed: dict[str, Any]) -> None:
+    over = [
+        (line, limit)
+        for line, limit in zip(log.lines, limits, strict=True)
+        if line.predict >= 0 and line.radius - line.rounded_by > limit * (1 + 1e-9)
+    ]
+    if over:
+        line, limit = over[0]
+        raise RunError(
+            f"{path}: {len(over)} radii are larger than sigma, n and alpha can give: input {line.index} has {line.radius:g}, and "
+            f"{round_down(limit, 6)} is the most at sigma={claimed['sigma']:g}, alpha={claimed['alpha']:g}.",
+            cause="the log was made with other settings, or its radii are estimates",
+            fix="give the settings of its run, or --guarantee estimate",
+        )
+
+
+def _record(line: LogLine, limit: float, n: int | None) -> Record:
+    # A radius that printing rounded up past the limit is the limit.
+    evidence: dict[str, Any] = {"predict": line.predict, "radius": min(line.radius, limit)}
     if line.extra:
         evidence["extra"] = line.extra
     return Record(line.index, line.label, evidence, int(line.extra.get("samplesize", n or 0)), line.seconds)

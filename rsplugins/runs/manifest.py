@@ -6,6 +6,7 @@ Part of it is the run's identity: two runs with the same identity have the same 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rsplugins.errors import RunError, UsageError
+from rsplugins.provenance import version
 from rsplugins.runs.files import write_whole
+from rsplugins.runs.seals import MANIFEST as MANIFEST
+from rsplugins.runs.seals import SEAL, manifest_text
 
-MANIFEST = "manifest.json"
-_DISTRIBUTIONS = ("rsplugins", "torch", "torchvision", "numpy", "scipy", "timm", "auto-LiRPA", "robustbench")
+_DISTRIBUTIONS = ("torch", "torchvision", "numpy", "scipy", "timm", "auto-LiRPA", "robustbench")
+_COMPARED = ("noise", "dtype", "arithmetic")
+"""What a certifier says about its function that records of one run have in common, whatever machine they were made on."""
 
 
 class Selection(BaseModel):
@@ -62,6 +67,7 @@ class Manifest(BaseModel):
     """What a run directory's ``manifest.json`` holds.
 
     Attributes:
+        format: 2 since runs have seals (:mod:`rsplugins.runs.seals`); a run of format 1 is read and resumed as it is.
         method: the certifier's name.
         parameters: all of the certifier's parameters, as plain values.
         seed: of every random number.
@@ -83,7 +89,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     method: str
     parameters: dict[str, Any]
     seed: int = 0
@@ -110,7 +116,10 @@ class Manifest(BaseModel):
         for name, value in (("model", self.model), ("data", self.data)):
             kept_here = {key: value[key] for key in ("sha256", "structure") if key in value}
             identity[name] = kept_here if "sha256" in value else value
-        return _flat(identity)
+        # Not the versions: a run goes on after an update of rsplugins, whose version differs with every commit. What an update
+        # changes in the function is in what the certifier says of it, and a record names the version that made it.
+        identity["function"] = {key: self.function[key] for key in _COMPARED if key in self.function}
+        return {key: value for key, value in _flat(identity).items() if key != "function"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -124,8 +133,9 @@ def difference(old: Manifest, new: Manifest) -> list[str]:
     """Return the lines ``key: old -> new`` for every setting in which two identities differ."""
     before, after = old.identity(), new.identity()
     keys = before.keys() | after.keys()
-    if "model.structure" not in before or "model.structure" not in after:
-        keys -= {"model.structure"}  # a run of an earlier release
+    # Where a run of an earlier release says nothing, nothing is compared.
+    optional = {"model.structure", *(f"function.{key}" for key in _COMPARED)}
+    keys -= {key for key in optional if key not in before or key not in after}
     return [f"{key}: {_show(before, key)} -> {_show(after, key)}" for key in sorted(keys) if before.get(key) != after.get(key)]
 
 
@@ -148,7 +158,7 @@ def read_manifest(directory: Path) -> Manifest:
             fix = f"it holds the runs {', '.join(inner)}: give one of them, such as {directory / inner[0]}"
         raise UsageError(f"{directory} is not a run directory: it has no {MANIFEST}.", fix=fix)
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate({key: value for key, value in read_values(directory).items() if key != SEAL})
     except ValidationError as error:
         first = error.errors()[0]
         raise RunError(
@@ -156,6 +166,22 @@ def read_manifest(directory: Path) -> Manifest:
             cause="it was edited, or written by a newer version of rsplugins",
             fix="restore the file, or certify again into an empty directory",
         ) from None
+
+
+def read_values(directory: Path) -> dict[str, Any]:
+    """Read a run directory's manifest as the JSON object that it is, seal included.
+
+    Raises:
+        RunError: it is none.
+    """
+    path = directory / MANIFEST
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {error}", cause="it was edited, or its copy is cut", fix="restore the file") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged: it is no JSON object", cause="it was edited", fix="restore the file")
+    return values
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
@@ -170,7 +196,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     directory.mkdir(parents=True, exist_ok=True)
     if not (directory / MANIFEST).exists() and any(directory.glob("records*.jsonl")):
         raise RunError(f"{directory} has records but no {MANIFEST}.", fix="use an empty directory")
-    if write_whole(directory / MANIFEST, manifest.model_dump_json(indent=2) + "\n", replace=False):
+    if write_whole(directory / MANIFEST, manifest_text(manifest), replace=False):
         return manifest
     there = read_manifest(directory)
     changed = difference(there, manifest)
@@ -185,7 +211,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed distributions that a result can depend on, without importing them."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "rsplugins": version()}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rsplugins.errors import UsageError
@@ -11,12 +12,14 @@ from rsplugins.runs.files import exclusive, lock, write_whole
 from rsplugins.runs.manifest import Manifest, difference, read_manifest, write_manifest
 from rsplugins.runs.output import write_numbers, write_pages
 from rsplugins.runs.record import RECORDS, Record, add, read_file, read_records, record_files, to_lines
-from rsplugins.runs.scoring import Run, open_run
+from rsplugins.runs.scoring import Run, open_run, refuse_edited
+from rsplugins.runs.seals import SEALED, forget_derived, run_seal, seal_record, write_digests
 
 
 def finish(directory: Path, *, pages: bool = True) -> Run:
     """Merge shards when all inputs have records, and write results, summary and, when ``pages``, the curve and the report."""
     with exclusive(directory):
+        refuse_edited(directory)
         manifest = read_manifest(directory)
         records = read_records(directory, say_torn=False)
         wanted = manifest.selection.indices()
@@ -30,6 +33,8 @@ def finish(directory: Path, *, pages: bool = True) -> Run:
             write_numbers(run)
             if pages:
                 write_pages(run)
+            if manifest.format >= SEALED:
+                write_digests(directory)
     return run
 
 
@@ -42,22 +47,36 @@ def merge(directories: Sequence[Path], out: Path) -> Run:
 
     Raises:
         UsageError: they are not parts of one run; the text lists the difference.
-        RunError: a shard is still being written, or two records contradict each other.
+        RunError: a shard is still being written, a part was edited, or two records contradict each other.
     """
     first = read_manifest(directories[0])
     union: dict[int, Record] = {}
     for directory in directories:
-        changed = difference(first, read_manifest(directory))
+        part = read_manifest(directory)
+        changed = difference(first, part)
+        if part.format != first.format:
+            changed.append(f"format: {first.format} -> {part.format} (runs of earlier releases have no seals)")
         if changed:
             raise UsageError(f"{directory} is not a part of the run {directories[0]}:\n    " + "\n    ".join(changed))
+        refuse_edited(directory)
         with _locked(record_files(directory)):
             for path in record_files(directory):
-                add(union, read_file(path).records, path)
+                add(union, (_named(record, part, first) for record in read_file(path).records), path)
     manifest = write_manifest(out, first)
+    refuse_edited(out)
     with exclusive(out), _locked(record_files(out)):
         add(union, read_records(out, say_torn=False).values(), out)
-        _write(out, manifest, union)
+        forget_derived(out)
+        # The parts of one run on several machines have manifests of their own; from here on the records are of this one.
+        seal = run_seal(out)
+        _write(out, manifest, {index: seal_record(record, seal) for index, record in union.items()})
     return finish(out)
+
+
+def _named(record: Record, part: Manifest, first: Manifest) -> Record:
+    """Return a record of a part with the version that made it, where it is not the one that the whole run's manifest names."""
+    made, named = record.by or part.versions.get("rsplugins", ""), first.versions.get("rsplugins", "")
+    return replace(record, by="" if made == named or first.format < SEALED else made)
 
 
 def _write(directory: Path, manifest: Manifest, records: dict[int, Record]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from rsplugins.runs.files import write_whole
 from rsplugins.runs.scoring import Run
+from rsplugins.runs.seals import DERIVED
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tsv import to_tsv
 
-RESULTS, SUMMARY, CURVE, REPORT = "results.tsv", "summary.json", "curve.png", "report.html"
+RESULTS, SUMMARY, CURVE, REPORT = DERIVED
 
 
 def write_numbers(run: Run) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from rsplugins.errors import RunError, warn
 from rsplugins.runs.files import lock
 
 RECORDS = "records.jsonl"
+_OPTIONAL = ("by", "run", "seal")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Record:
         samples: forward passes spent on it.
         seconds: wall-clock time spent on it.
         error: why the input failed, when it failed.
+        by: the version of rsplugins that made the record, where it is not the one that the manifest names: a resumed run.
+        run: the seal of the run's manifest; see :mod:`rsplugins.runs.seals`. Empty in runs of earlier releases.
+        seal: a digest of all other fields.
     """
 
     index: int
@@ -38,10 +42,17 @@ class Record:
     samples: int
     seconds: float
     error: str | None = None
+    by: str = ""
+    run: str = ""
+    seal: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the record's line holds: all fields, those for provenance where they are set."""
+        return {key: value for key, value in self.__dict__.items() if value or key not in _OPTIONAL}
 
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the line end."""
-        return json.dumps(self.__dict__, separators=(",", ":"), allow_nan=False)
+        return json.dumps(self.fields(), separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
@@ -58,7 +69,10 @@ class Record:
         try:
             fields = json.loads(line)
             record = cls(**fields)
+            if record.seal and "error" not in fields:
+                raise ValueError("not a record: a sealed one has the field `error`")
             good = isinstance(record.index, int) and isinstance(record.label, int) and isinstance(record.evidence, dict)
+            good = good and all(isinstance(getattr(record, key), str) for key in _OPTIONAL)
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
         if not good:
@@ -109,6 +123,15 @@ def shard_name(shard: tuple[int, int] | None) -> str:
     return RECORDS if shard is None else f"records-{shard[0]}-of-{shard[1]}.jsonl"
 
 
+def read_files(directory: Path) -> dict[Path, RecordFile]:
+    """Read all files of records in a run directory.
+
+    Raises:
+        RunError: a damaged line.
+    """
+    return {path: read_file(path) for path in record_files(directory)}
+
+
 def read_records(directory: Path, *, say_torn: bool = True) -> dict[int, Record]:
     """Read the union of a directory's records, by index, in the order written.
 
@@ -119,9 +142,13 @@ def read_records(directory: Path, *, say_torn: bool = True) -> dict[int, Record]
     Raises:
         RunError: a damaged line, or one index with two different results.
     """
+    return united(read_files(directory), say_torn=say_torn)
+
+
+def united(files: Mapping[Path, RecordFile], *, say_torn: bool = True) -> dict[int, Record]:
+    """Do as :func:`read_records` with files that were read."""
     union: dict[int, Record] = {}
-    for path in record_files(directory):
-        contents = read_file(path)
+    for path, contents in files.items():
         if contents.torn and say_torn:
             warn(f"{path} ends in a torn line, which is left out; resuming the run repairs it")
         add(union, contents.records, path)
@@ -147,10 +174,12 @@ class Writer:
 
     Args:
         path: the file; made when it does not exist.
+        finished: what is done to each record before it is written, such as sealing it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, finished: Callable[[Record], Record] | None = None) -> None:
         self.path = path
+        self.finished = finished
         self.repaired = 0
 
     def __enter__(self) -> Writer:
@@ -169,7 +198,8 @@ class Writer:
 
     def append(self, record: Record) -> None:
         """Write one record and hand it to the operating system, so that killing this process cannot lose it."""
-        self._file.write(record.to_json().encode() + b"\n")
+        written = record if self.finished is None else self.finished(record)
+        self._file.write(written.to_json().encode() + b"\n")
         self._file.flush()
 
 

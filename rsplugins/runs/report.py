@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rsplugins.runs.plots import caption, curve_figure, estimate_figure, png, radius_figure
 from rsplugins.runs.scoring import Run
 from rsplugins.runs.summary import summarise
-from rsplugins.runs.tables import ESTIMATES, Table, compare_tables, group_runs, guarantee_label, result_tables, run_names
+from rsplugins.runs.tables import EDITED, ESTIMATES, Table, compare_tables, group_runs, guarantee_label, result_tables, run_names
 
 _STYLE = """
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #2b2f36;
@@ -69,7 +69,7 @@ def _subject(runs: Sequence[Run]) -> str:
 
 
 def _section(title: str, table: Table, runs: Sequence[Run], names: Sequence[str]) -> str:
-    estimate = title.startswith(ESTIMATES)
+    estimate = title.startswith((ESTIMATES, EDITED))
     settings = "; ".join(f"{name}: {caption(run) or 'no sampling'}" for run, name in zip(runs, names, strict=True))
     what = (
         "Accuracy at the estimated radius; these radii are not certificates."
@@ -94,7 +94,9 @@ def _estimates_against_certificates(runs: Sequence[Run]) -> list[str]:
         return summary["model"], summary["data"], summary["sigma"], summary["norm"]
 
     rated = [(run, summarise(run)["certifies"]) for run in runs if isinstance(summarise(run)["sigma"], (int, float))]
-    pairs = [(a, b) for a, yes in rated if not yes for b, certifies in rated if certifies and subject(a) == subject(b)]
+    pairs = [
+        (a, b) for a, yes in rated if not (yes or a.problems) for b, certifies in rated if certifies and subject(a) == subject(b)
+    ]
     text = "Estimated against certified radius; estimates are not certificates. On the line they agree."
     titles = [escape(f"{a.name} against {b.name}") for a, b in pairs]
     figures = [_figure(estimate_figure(a, b), text) for a, b in pairs]
@@ -125,6 +127,7 @@ def _figure(figure: Figure, text: str) -> str:
 def _details(run: Run, name: str) -> str:
     summary = summarise(run)
     shown = {
+        **({"problems": summary["problems"]} if run.problems else {}),
         "rules": summary["rules"],
         "assumptions": summary["assumptions"],
         **run.manifest.model_dump(mode="json", exclude_none=True, exclude={"format", "method"}),

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rsplugins.errors import ParameterError
+from rsplugins.errors import ParameterError, RunError
 from rsplugins.runs.files import write_whole
 from rsplugins.runs.manifest import Manifest, write_manifest
 from rsplugins.runs.output import write_numbers
 from rsplugins.runs.record import RECORDS, to_lines
 from rsplugins.runs.scoring import Run
+from rsplugins.runs.seals import SEALED, run_seal, seal_record, write_digests
 
 
 def with_alpha(run: Manifest, alpha: float, *, inputs: int | None = None) -> Manifest:
@@ -39,9 +40,22 @@ def with_alpha(run: Manifest, alpha: float, *, inputs: int | None = None) -> Man
 
 
 def copy_rescored(run: Run, directory: Path) -> Run:
-    """Write a re-scored run, with a copy of its records, into a directory of its own; return it."""
+    """Write a re-scored run, with a copy of its records, into a directory of its own; return it.
+
+    Raises:
+        RunError: the run does not verify; its copy would.
+    """
+    if run.problems:
+        raise RunError(
+            f"{run.directory} does not verify, so no re-scored copy of it is written: {run.problems[0]}",
+            cause="the directory was edited after it was written",
+            fix="`rsplugins verify` lists everything that differs",
+        )
     write_manifest(directory, run.manifest)
-    write_whole(directory / RECORDS, "".join(to_lines(row.record for row in run.rows)))
+    seal = run_seal(directory)
+    write_whole(directory / RECORDS, "".join(to_lines(seal_record(row.record, seal) for row in run.rows)))
     moved = replace(run, directory=directory)
     write_numbers(moved)
+    if run.manifest.format >= SEALED:
+        write_digests(directory)
     return moved

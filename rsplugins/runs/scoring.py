@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
 from rsplugins.errors import RunError
-from rsplugins.runs.manifest import Manifest, read_manifest
-from rsplugins.runs.record import Record, read_records
+from rsplugins.runs.manifest import Manifest, read_manifest, read_values
+from rsplugins.runs.record import Record, RecordFile, read_files, united
+from rsplugins.runs.seals import MANIFEST, SEAL, manifest_problems, record_problems
 
 ClaimFunction = Callable[[Evidence, Mapping[str, Any]], Claim]
 IMPORTED = "imported/not-recomputable"
@@ -64,6 +66,7 @@ class Run:
         rows: one a record.
         missing: the selected inputs that have no record yet.
         strays: the indices of records that the selection does not name.
+        problems: what shows that the directory was edited; its numbers then stand in a table of their own.
     """
 
     directory: Path
@@ -71,6 +74,7 @@ class Run:
     rows: tuple[Row, ...]
     missing: tuple[int, ...] = ()
     strays: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -117,7 +121,10 @@ def score(records: Iterable[Record], claim: ClaimFunction, parameters: Mapping[s
 
 def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) -> Claim:
     try:
-        return claim(record.evidence, parameters)
+        said = claim(record.evidence, parameters)
+        if math.isnan(said.radius):
+            raise ValueError("its radius is not a number")
+        return said
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise RunError(
             f"the evidence of input {record.index} cannot be read: {type(error).__name__}: {error}",
@@ -126,15 +133,20 @@ def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) 
         ) from error
 
 
-def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
+def open_run(directory: Path, *, manifest: Manifest | None = None, files: Mapping[Path, RecordFile] | None = None) -> Run:
     """Read a run directory and recompute its claims from the evidence.
+
+    A directory whose seals do not fit is read all the same; the run's ``problems`` say what does not, and every table marks it.
 
     Args:
         directory: as ``rsplugins certify`` wrote it.
         manifest: replaces the directory's, as ``rescore`` does to change the confidence.
+        files: its files of records, where they were read already.
     """
+    files = read_files(directory) if files is None else files
+    problems = seal_problems(directory, files)
     manifest = read_manifest(directory) if manifest is None else manifest
-    records = read_records(directory)
+    records = united(files)
     selected = manifest.selection.indices()
     wanted = set(selected)
     kept = [records[index] for index in selected if index in records]
@@ -145,4 +157,29 @@ def open_run(directory: Path, *, manifest: Manifest | None = None) -> Run:
         tuple(rows),
         missing=tuple(index for index in selected if index not in records),
         strays=tuple(sorted(index for index in records if index not in wanted)),
+        problems=tuple(problems),
     )
+
+
+def seal_problems(directory: Path, files: Mapping[Path, RecordFile]) -> list[str]:
+    """Return what the seals of the manifest and of the records say; nothing when all fit, or there are none."""
+    values = read_values(directory) if (directory / MANIFEST).is_file() else {}
+    problems = list(manifest_problems(values)) if values else []
+    for path, contents in files.items():
+        problems += record_problems(contents.records, str(values.get(SEAL) or ""), path.name)
+    return problems
+
+
+def refuse_edited(directory: Path) -> None:
+    """Raise unless the seals of a run directory fit, before anything is written that would hide that they do not.
+
+    Raises:
+        RunError: the manifest or a record was edited, or belongs to another run.
+    """
+    problems = seal_problems(directory, read_files(directory))
+    if problems:
+        raise RunError(
+            f"{directory} was edited: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""),
+            cause="the manifest or a record was changed after it was written, or records of another run were put in",
+            fix="restore the files, or certify again into an empty directory; `rsplugins merge A B` joins parts of one run",
+        )

@@ -68,7 +68,7 @@ def records_sha256(records: Iterable[Record]) -> str:
     """Return a fingerprint of the records without their times, by index: equal for equal results."""
     digest = hashlib.sha256()
     for record in sorted(records, key=lambda record: record.index):
-        digest.update(replace(record, seconds=0.0).to_json().encode() + b"\n")
+        digest.update(replace(record, seconds=0.0, by="", run="", seal="").to_json().encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -77,9 +77,10 @@ def summarise(run: Run) -> dict[str, Any]:
     """Return a run's summary, as ``summary.json`` holds it.
 
     Rates are over all inputs that have a record. ``curve`` gives, for each radius, the count and the rate of inputs that are
-    classified correctly with at least that radius, and the 95 % interval of the rate.
+    classified correctly with at least that radius, and the 95 % interval of the rate. A run that does not verify certifies none,
+    and has ``problems`` besides.
     """
-    return {
+    found = {
         "method": run.manifest.method,
         "model": run.manifest.model.get("reference"),
         "data": run.manifest.data.get("reference"),
@@ -91,6 +92,8 @@ def summarise(run: Run) -> dict[str, Any]:
         **_numbers(run.rows),
         "records_sha256": records_sha256(row.record for row in run.rows),
     }
+    # No summary.json has this: it is written for runs that verify.
+    return found | {"certifies": False, "problems": list(run.problems)} if run.problems else found
 
 
 def score(certificates: Sequence[Certificate], labels: Iterable[int], *, radii: Sequence[float] | None = None) -> dict[str, Any]:

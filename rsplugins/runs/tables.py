@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rsplugins.certificate import Norm
-from rsplugins.runs.scoring import Run
+from rsplugins.rounding import round_down
+from rsplugins.runs.scoring import Row, Run
 from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
-from rsplugins.runs.tsv import round_down
 
 Format = Literal["markdown", "latex"]
 ESTIMATES = "Estimates, not certificates"
+EDITED = "NOT VERIFIED, edited after it was written"
+"""What heads the numbers of a run that does not verify, whatever they claim to be."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,19 @@ def _escape(text: str) -> str:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs by what may stand in one table: certified numbers of one norm, or estimates of one norm.
+    """Group runs by what may stand in one table: certified numbers of one norm, estimates of one norm, runs that do not verify.
 
     Returns:
         The table's title and its runs; certified numbers first.
     """
-    groups: dict[tuple[bool, str], list[Run]] = {}
+    groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         summary = summarise(run)
-        groups.setdefault((not summary["certifies"], summary["norm"] or "no"), []).append(run)
+        kind = 2 if run.problems else int(not summary["certifies"])
+        groups.setdefault((kind, summary["norm"] or "no"), []).append(run)
     titles = {}
-    for (estimate, norm), members in sorted(groups.items(), key=lambda item: item[0]):
-        titles[f"{ESTIMATES}, {norm} norm" if estimate else f"Certified, {norm} norm"] = members
+    for (kind, norm), members in sorted(groups.items(), key=lambda item: item[0]):
+        titles[f"{('Certified', ESTIMATES, EDITED)[kind]}, {norm} norm"] = members
     return titles
 
 
@@ -74,6 +78,8 @@ def guarantee_label(run: Run) -> str:
     summary = summarise(run)
     if summary["guarantee"] is None:
         return "none: every input failed" if summary["inputs"] else "none: no input yet"
+    if run.problems:
+        return f"NOT VERIFIED: {run.problems[0]}"
     label = str(summary["guarantee"]) + (", imported claim" if summary["imported"] else "")
     if summary["dataset_alpha"] is not None:
         return f"{label}, alpha={summary['dataset_alpha']:g} over all inputs"
@@ -91,12 +97,12 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
     tables = []
     for title, members in group_runs(runs).items():
         grid = radius_columns(members)
-        estimated = title.startswith(ESTIMATES)
-        mean = "mean r" if estimated else "ACR"  # an average of estimates is no average certified radius
+        certified = not title.startswith((ESTIMATES, EDITED))
+        mean = "ACR" if certified else "mean r"  # an average of estimates is no average certified radius
         fixed = ("method", "guarantee", "n", "sigma", "inputs", "failed", "abstain", "accuracy", mean)
         header = (*fixed, *(radius_label(radius, members) for radius in grid))
         rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
-        what = "at the estimated radius (no certificates)" if estimated else "with at least that certified radius"
+        what = "with at least that certified radius" if certified else "at the estimated radius (no certificates)"
         note = (
             f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. "
             f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. Printed numbers are rounded down."
@@ -135,8 +141,18 @@ def radius_text(radius: float, norm: Norm | None) -> str:
     ('8/255', '0.3', '0.5')
     """
     levels = round(255 * radius, 9)
-    in_levels = norm is Norm.LINF and 0 < radius < 0.1 and (8 * levels).is_integer()
-    return f"{levels:g}/255" if in_levels else f"{radius:g}"
+    in_levels = norm is Norm.LINF and 0 < radius < 0.1 and (8 * levels).is_integer() and levels / 255 <= radius
+    if in_levels:
+        return f"{levels:g}/255"
+    text = f"{radius:g}"
+    # A heading may not name a larger radius than the one that was counted at.
+    return text if float(text) <= radius else round_down(radius, max(0, 6 - math.floor(math.log10(radius))))
+
+
+def mean_text(rows: Sequence[Row]) -> str:
+    """Return the average radius over all inputs as tables print it, rounded down."""
+    mean = average_radius(rows)
+    return round_down(mean, 4) if math.isfinite(mean) else str(mean)
 
 
 def _in_grey_levels(runs: Sequence[Run]) -> bool:
@@ -153,7 +169,7 @@ def _cells(run: Run, grid: Sequence[float]) -> tuple[str, ...]:
         str(summary["failed"]),
         f"{100 * summary['abstention_rate']:.1f}",
         percent(summary["correct"], total),
-        round_down(average_radius(run.rows), 4),
+        mean_text(run.rows),
         *(percent(certified_count(run.rows, radius), total) for radius in grid),
     )
 
@@ -223,10 +239,12 @@ def compare_tables(first: Run, second: Run) -> list[Table]:
 
 def _restrict(run: Run, indices: set[int]) -> Run:
     kept = tuple(row for row in run.rows if row.index in indices)
-    return Run(run.directory, run.manifest, kept)
+    return replace(run, rows=kept, missing=(), strays=())
 
 
 def _warning(pair: Sequence[Run]) -> str:
+    if any(run.problems for run in pair):
+        return "One of the two does not verify: the difference says nothing."
     a, b = (summarise(run) for run in pair)
     if a["norm"] != b["norm"]:
         return f"The norms differ ({a['norm']} and {b['norm']}): the radii are not comparable, so they are not compared."

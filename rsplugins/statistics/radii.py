@@ -9,12 +9,10 @@ times the error measured. The rounding of printed digits is met by :func:`round_
 
 from __future__ import annotations
 
-import math
-from decimal import ROUND_FLOOR, Context, Decimal
-
 from scipy.special import ndtri
 
 from rsplugins.errors import ParameterError
+from rsplugins.rounding import round_down as round_down
 from rsplugins.statistics._checks import check_positive
 
 BOUND_SLACK = 2e-14
@@ -87,31 +85,6 @@ def radius_from_two_bounds(p_lower: float, runner_up_upper: float, sigma: float,
         check_positive(sigma, "sigma")
         return 0.0
     return _scaled(float(ndtri(top) - ndtri(min(other, 1.0))) / 2, sigma, divide_by)
-
-
-def round_down(value: float, digits: int) -> str:
-    """Print a number with so many decimals, rounded down: read back as a float, the text is never above ``value``.
-
-    The digits come from the shortest decimal that names the float (its repr), not from its binary expansion: a text that was read
-    back prints as itself again, and 0.3 stays 0.300 although its binary expansion starts with 0.29999. Plain formatting
-    (``f"{value:.3f}"``) would round a radius up half of the time.
-
-    Args:
-        value: finite.
-        digits: decimals to print, >= 0.
-
-    Raises:
-        ParameterError: when the value is not finite or digits is negative.
-
-    Example:
-        >>> round_down(0.7996443, 3), round_down(0.3, 3), round_down(1e-7, 6)
-        ('0.799', '0.300', '0.000000')
-    """
-    if not math.isfinite(value) or digits < 0:
-        raise ParameterError(f"Cannot print {value!r} with {digits!r} decimals.", fix="Pass a finite number and digits >= 0.")
-    # float() sheds numpy scalars, whose repr is not a number; 400 digits hold every float64.
-    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_FLOOR, context=Context(prec=400))
-    return f"{abs(rounded) if rounded.is_zero() else rounded:f}"
 
 
 def _scaled(quantile: float, sigma: float, divide_by: float) -> float:

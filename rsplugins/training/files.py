@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from rsplugins.errors import RunError, UsageError
+from rsplugins.provenance import processor, version
 from rsplugins.training.recipe import Recipe
 
 CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
@@ -97,18 +97,14 @@ def save_model(directory: Path, module: torch.nn.Module) -> dict[str, Any]:
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write training.json."""
+    """Write training.json, with the processor's name besides."""
+    record = {"processor": processor(), **record}
     write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:
     """Return the versions that a record names."""
-    import importlib.metadata
-
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    # Run from a checkout that is not installed, there is no version.
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found["rsplugins"] = importlib.metadata.version("rsplugins")
+    found = {"python": platform.python_version(), "torch": torch.__version__, "rsplugins": version()}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found

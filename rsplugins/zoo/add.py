@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,14 @@ from rsplugins.errors import CheckpointError, DataNotFoundError, RunError, Usage
 from rsplugins.runs.files import write_whole
 from rsplugins.runs.manifest import Manifest as RunManifest
 from rsplugins.runs.manifest import Selection, read_manifest
-from rsplugins.runs.record import RECORDS, read_records, to_lines
+from rsplugins.runs.record import RECORDS, Record, read_records, to_lines
+from rsplugins.runs.scoring import refuse_edited
+from rsplugins.runs.seals import SEAL, manifest_text, seal_record
 from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests
 from rsplugins.zoo.files import sha256
 from rsplugins.zoo.sources import METHOD, WITHOUT, terms_of, title_of
+from rsplugins.zoo.swap import rebuilt
 
 LIMIT, HEADER = 16_000_000, 500_000
 """Bytes of one weights file, and those kept free for its list of tensors."""
@@ -60,17 +63,26 @@ def add_trained(
     if record["status"] != "finished":
         raise UsageError(f"{trained} is not trained to the end: {record['epochs']} of {record['epochs_planned']} epochs.")
     recipe = load_recipe(trained / RECIPE)
-    folder = zoo / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(trained / RECIPE, folder / RECIPE)
     classifier, table = _classifier(trained, record), _test_table(recipe, data_root)
+    with rebuilt(zoo / recipe.name) as folder:
+        title = summary or title_of(zoo / "recipes" / f"{recipe.name}.toml")
+        _fill(folder, trained, record, recipe, classifier, table, title)
+        for left_out in _take_packed(trained, folder, recipe):
+            say(left_out)
+        update(folder)
+    return zoo / recipe.name
+
+
+def _fill(folder: Path, trained: Path, record: Mapping[str, Any], recipe: Any, classifier: Any, table: Any, summary: str) -> None:
+    """Write recipe, weights, manifest and predictions of a trained model."""
+    shutil.copyfile(trained / RECIPE, folder / RECIPE)
     dtype = record["weights"].get("dtype")
     if dtype is None:
         classifier, dtype = _half(classifier, table)
     weights = _save(folder, classifier.module, "float16" if dtype == "float16" else "float32")
     manifest = manifests.Manifest(
         id=recipe.name,
-        summary=summary or title_of(zoo / "recipes" / f"{recipe.name}.toml"),
+        summary=summary,
         source="trained by `rsplugins train` for this zoo",
         paper=METHOD.get(recipe.hooks[0]["name"], "") if recipe.hooks else "",
         function_sha256=classifier.fingerprint(),
@@ -81,6 +93,8 @@ def add_trained(
         weights=weights,
         training=manifests.Training(
             **{key: record[key] for key in ("seed", "device", "minutes", "epochs")},
+            arithmetic=record.get("precision", ""),
+            processor=record.get("processor", ""),
             versions=_versions(record["versions"], record["device"]),
             notes=record.get("notes", ""),
         ),
@@ -88,9 +102,6 @@ def add_trained(
     write(folder, manifest)
     if table is not None:
         _predict(folder, classifier, table, recipe)
-    for left_out in _take_packed(trained, folder, recipe):
-        say(left_out)
-    return update(folder)
 
 
 def add_evidence(folder: Path, source: Path, name: str = "") -> Path:
@@ -102,24 +113,38 @@ def add_evidence(folder: Path, source: Path, name: str = "") -> Path:
         name: of the evidence; by default the method, or ``attack``.
 
     Raises:
-        CheckpointError: it is about other weights, or already there with other contents.
+        CheckpointError: it is about other weights.
+        RunError: the run is not complete, or was edited.
     """
+    with rebuilt(folder) as copy:
+        _take_evidence(copy, source, name)
+        update(copy)
+    return folder
+
+
+def _take_evidence(folder: Path, source: Path, name: str) -> None:
     manifest = manifests.read(folder)
     if (source / evidence.ATTACK).is_file():
         head = evidence.read_json(source / evidence.ATTACK)
         head["settings"]["model"] = f"zoo:{manifest.id}"
         rows = (source / evidence.ATTACKED).read_text(encoding="utf-8")
         _store(folder, name or "attack", {evidence.ATTACK: _dump(head), evidence.ATTACKED: rows})
-        return update(folder)
+        return
+    refuse_edited(source)
     run = read_manifest(source)
     data = {**run.data, "reference": _reference(run, manifest)}
     plain = run.model_copy(update={"command": [], "model": {**run.model, "reference": f"zoo:{manifest.id}"}, "data": data})
     records = read_records(source)
     if missing := [index for index in run.selection.indices() if index not in records]:
         raise RunError(f"{source} is not complete: {len(missing)} inputs have no record.", fix="Run its command again.")
-    lines = "".join(to_lines(records[index] for index in run.selection.indices()))
-    _store(folder, name or run.method, {evidence.RUN: plain.model_dump_json(indent=1) + "\n", RECORDS: lines})
-    return update(folder)
+    _store(folder, name or run.method, _sealed(plain, (records[index] for index in run.selection.indices())))
+
+
+def _sealed(run: RunManifest, records: Iterable[Record]) -> dict[str, str]:
+    """Return the two files of a run with seals that fit them."""
+    text = manifest_text(run, indent=1)
+    seal = json.loads(text).get(SEAL, "")
+    return {evidence.RUN: text, RECORDS: "".join(to_lines(seal_record(record, seal) for record in records))}
 
 
 def _reference(run: RunManifest, manifest: manifests.Manifest) -> str:
@@ -148,24 +173,24 @@ def add_recipe(recipe_file: Path, zoo: Path) -> Path:
     if data not in WITHOUT or recipe.data.input_size is None:
         raise UsageError(f"{recipe.data.name} is no data set that the zoo goes without.", fix=f"One of: {', '.join(WITHOUT)}.")
     classes, reason = WITHOUT[data]
-    folder = zoo / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / RECIPE, to_toml(recipe))
     model = recipe.model
-    return write(
-        folder,
-        manifests.Manifest(
-            id=recipe.name,
-            summary=title_of(recipe_file),
-            source="not trained yet",
-            paper=METHOD.get(recipe.hooks[0]["name"], ""),
-            no_weights=reason,
-            licences=_licences(recipe.data.name),
-            input=manifests.InputSpec(shape=recipe.data.input_size, mean=model.mean, std=model.std),
-            architecture=manifests.Architecture(name=model.architecture, num_classes=classes, arguments=model.arguments),
-            recipe=manifests.RecipeFile(sha256=sha256(folder / RECIPE), data=recipe.data.name),
-        ),
-    )
+    with rebuilt(zoo / recipe.name) as folder:
+        write_whole(folder / RECIPE, to_toml(recipe))
+        write(
+            folder,
+            manifests.Manifest(
+                id=recipe.name,
+                summary=title_of(recipe_file),
+                source="not trained yet",
+                paper=METHOD.get(recipe.hooks[0]["name"], ""),
+                no_weights=reason,
+                licences=_licences(recipe.data.name),
+                input=manifests.InputSpec(shape=recipe.data.input_size, mean=model.mean, std=model.std),
+                architecture=manifests.Architecture(name=model.architecture, num_classes=classes, arguments=model.arguments),
+                recipe=manifests.RecipeFile(sha256=sha256(folder / RECIPE), data=recipe.data.name),
+            ),
+        )
+    return zoo / recipe.name
 
 
 def update(folder: Path) -> Path:
@@ -302,7 +327,7 @@ def _take_packed(trained: Path, folder: Path, recipe: Any) -> Iterator[str]:
                 versions=found["versions"],
                 plugin={"distribution": "rsplugins", "version": found["versions"].get("rsplugins", "")},
             )
-            _store(folder, "gaussian", {evidence.RUN: run.model_dump_json(indent=1) + "\n", RECORDS: text})
+            _store(folder, "gaussian", _sealed(run, map(Record.from_json, text.splitlines())))
         else:
             yield (
                 f"{recipe.name}: the packed certificates are of {len(indices)} of the {len(planned)} inputs and are left out; "
@@ -317,6 +342,7 @@ def _take_packed(trained: Path, folder: Path, recipe: Any) -> Iterator[str]:
 
 def _store(folder: Path, name: str, contents: Mapping[str, str]) -> None:
     place = folder / "records" / name
+    # The folder is a copy that takes the place of the model's when all of it is written.
     if place.is_dir():
         shutil.rmtree(place)
     place.mkdir(parents=True)

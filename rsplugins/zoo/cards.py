@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certificate import Guarantee, Norm
+from rsplugins.provenance import NOT_RECORDED
+from rsplugins.rounding import round_down, round_up
 from rsplugins.runs.files import write_whole
 from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import evidence
@@ -92,7 +95,7 @@ def _results(manifest: Manifest) -> Iterator[str]:
         for result in rows:
             cells = [_name(result), shown(result), _interval(result), result.certifier or "the model itself", _settings(result)]
             cells += [
-                f"{result.images} of {result.data} ({result.split})",
+                f"{which(result)} of {result.data} ({result.split})",
                 result.device,
                 f"[{result.records}]({_place(result)})",
             ]
@@ -115,15 +118,25 @@ def _name(result: Result) -> str:
 
 def shown(result: Result) -> str:
     """Return a value as printed: rates in percent, radii with four digits, rounded down."""
-    cut = int(result.value * 1e4 + 1e-6) / 1e4
-    return f"{100 * cut:.2f} %" if "accuracy" in result.metric else f"{cut:.4f}"
+    cut = round_down(result.value, 4)
+    # The point moved by two places in decimals: 100 times a float may round up.
+    return f"{Decimal(cut).scaleb(2):.2f} %" if "accuracy" in result.metric else cut
+
+
+def which(result: Result) -> str:
+    """Return which inputs a number is over, as far as its evidence says: ``1000 (every 10th)``."""
+    if result.stride is None or result.images == 1:
+        return str(result.images)
+    return f"{result.images} (" + ("in a row" if result.stride == 1 else f"every {result.stride}th") + ")"
 
 
 def _interval(result: Result) -> str:
     if result.interval is None:
         return ""
     low, high = result.interval
-    return f"{100 * low:.1f} to {100 * high:.1f} %" if "accuracy" in result.metric else f"{low:.3f} to {high:.3f}"
+    if "accuracy" in result.metric:
+        return f"{Decimal(round_down(low, 3)).scaleb(2):.1f} to {Decimal(round_up(high, 3)).scaleb(2):.1f} %"
+    return f"{round_down(low, 3)} to {round_up(high, 3)}"
 
 
 def _settings(result: Result) -> str:
@@ -147,6 +160,7 @@ def _facts(manifest: Manifest) -> Iterator[str]:
         versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
         made = f"{training.epochs} epochs, {training.minutes:g} minutes on {training.device}, seed {training.seed}"
         yield f"* trained: {made} ({versions})"
+        yield f"* arithmetic: {training.arithmetic or NOT_RECORDED}; processor: {training.processor or NOT_RECORDED}"
         if training.notes:
             yield f"* {training.notes}"
     for weights in manifest.weights:
@@ -214,10 +228,10 @@ def _row(manifest: Manifest) -> list[str]:
     name = f"[{manifest.id}](./{manifest.id})"
     if not manifest.weights or manifest.training is None:
         return [name, "", "", "", "no weights: the data are needed", ""]
-    plain = next((shown(result) for result in manifest.results if result.metric == "accuracy"), "")
+    plain = next((f"{shown(result)}, {which(result)} inputs" for result in manifest.results if result.metric == "accuracy"), "")
     certified = "<br>".join(headline(manifest.results))
     attacked = "<br>".join(
-        f"{shown(result)} by {result.certifier.partition(' (')[0]} at {result.norm} {_radius(result)}, {result.images} inputs"
+        f"{shown(result)} by {result.certifier.partition(' (')[0]} at {result.norm} {_radius(result)}, {which(result)} inputs"
         for result in manifest.results
         if result.metric == "accuracy_under_attack" and "margin" not in result.certifier
     )
@@ -238,9 +252,9 @@ def headline(results: Sequence[Result]) -> list[str]:
     for result in results:
         if result.metric == "acr":
             by = "" if result.certifier == "gaussian" else f" by {result.certifier}"
-            lines.append(f"ACR {shown(result)}{by} ({_settings(result)}, {result.images} inputs)")
+            lines.append(f"ACR {shown(result)}{by} ({_settings(result)}, {which(result)} inputs)")
         elif result.metric == "certified_accuracy" and result.n is None:
-            lines.append(f"{shown(result)} at {result.norm} {_radius(result)} by {result.certifier}, {result.images} inputs")
+            lines.append(f"{shown(result)} at {result.norm} {_radius(result)} by {result.certifier}, {which(result)} inputs")
     return lines
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import CheckpointError
+from rsplugins.rounding import round_down, round_up
 from rsplugins.runs.record import RECORDS
 from rsplugins.runs.scoring import Run, open_run
 from rsplugins.runs.summary import average_radius, certified_count, interval, summarise
@@ -93,12 +94,15 @@ def _run(run: Run) -> Iterator[dict[str, Any]]:
         raise ValueError("it was imported from another program's log, which shows no evidence")
     if run.missing or run.strays:
         raise ValueError(f"{len(run.missing)} inputs of the selection have no record, {len(run.strays)} others have one")
+    if run.problems:
+        raise ValueError(f"it was edited: {run.problems[0]}")
     summary, manifest = summarise(run), run.manifest
     guarantee = Guarantee(summary["guarantee"])
     shared = {
         "data": manifest.data["reference"],
         "split": manifest.data.get("split", "test"),
         "images": len(run.rows),
+        **({} if manifest.selection.listed is not None else {"stride": manifest.selection.stride}),
         "guarantee": guarantee,
         "norm": Norm(summary["norm"]),
         "sigma": summary["sigma"],
@@ -171,8 +175,8 @@ def _deviation(values: list[float]) -> float:
 
 
 def _down(value: float) -> float:
-    return math.floor(value * 1e6) / 1e6
+    return float(round_down(value, 6))
 
 
 def _up(value: float) -> float:
-    return math.ceil(value * 1e6) / 1e6
+    return float(round_up(value, 6))

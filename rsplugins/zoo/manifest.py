@@ -79,6 +79,9 @@ class Training(_Part):
     device: str = Field(min_length=1)
     minutes: float = Field(ge=0)
     epochs: int = Field(gt=0)
+    arithmetic: str = ""
+    """float32, or bfloat16 (autocast); empty where it was not recorded, as ``processor``."""
+    processor: str = ""
     versions: dict[str, str] = {}
     notes: str = ""
 
@@ -88,7 +91,7 @@ class Result(_Part):
 
     ``records`` is the folder in ``records/`` with the evidence for each input, ``records_sha256`` that of its file with an entry
     an input. ``interval`` is at 95 %: what the number may be over the inputs that were not measured. ``stride`` is every how
-    many-th input an attack took; without it they were the first ones.
+    many-th input was taken; an attack without it took the first ones.
     """
 
     metric: str = Field(min_length=1)

@@ -81,4 +81,4 @@ def title_of(recipe: Path) -> str:
     if not recipe.is_file():
         return recipe.stem
     first = recipe.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    return re.split(r";|: (?:minutes|seconds)", first)[0].rstrip(". ") + "."
+    return re.split(r";|: (?:minutes|seconds|[\w ]*\b(?:minutes|hour)\b)", first)[0].rstrip(". ") + "."

@@ -173,7 +173,8 @@ def title(result: Result) -> str:
 def _differences(written: Result, found: Result) -> Iterator[str]:
     there, here = written.model_dump(), found.model_dump()
     for name, value in here.items():
-        if not _same(there[name], value):
+        # Manifests of earlier releases do not say which inputs a run took.
+        if not _same(there[name], value) and not (name == "stride" and there[name] is None and written.certifier):
             yield f"{title(written)}: {name} is {there[name]}, recomputed {value}"
 
 

@@ -9,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
-from rsplugins.runs.record import read_file
+from rsplugins.runs.manifest import Selection, read_manifest
+from rsplugins.runs.merge import finish
+from rsplugins.runs.record import read_file, to_lines
+from rsplugins.runs.seals import manifest_text, run_seal, seal_record
 
 TINY = ("certify", "--model", "tiny:x", "--data", "tiny")
 PROGRAM = [sys.executable, "-c", "from rsplugins.cli import main; main()"]
@@ -134,15 +138,12 @@ def test_reading_a_run_needs_no_torch(make_run, environment, tmp_path):
 def test_rescoring_10000_inputs_scores_each(make_run, environment, tmp_path):
     """How long it takes is printed by ``benchmarks/commands.py``."""
     directory = make_run("big", indices=[0, 1, 2]).directory
-    line = json.loads((directory / "records.jsonl").read_text().splitlines()[1])
-    lines = [
-        json.dumps({**line, "index": index, "evidence": {"class": index % 3, "count": 600 + index % 400}})
-        for index in range(10_000)
-    ]
-    (directory / "records.jsonl").write_text("\n".join(lines) + "\n")
-    manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["selection"] = {"start": 0, "stop": 10_000, "stride": 1, "listed": None}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(directory).model_copy(update={"selection": Selection.of(range(10_000))})
+    (directory / "manifest.json").write_text(manifest_text(manifest))
+    one = read_file(directory / "records.jsonl").records[1]
+    many = (replace(one, index=index, evidence={"class": index % 3, "count": 600 + index % 400}) for index in range(10_000))
+    (directory / "records.jsonl").write_text("".join(to_lines(seal_record(record, run_seal(directory)) for record in many)))
+    finish(directory, pages=False)
     done = subprocess.run(
         [*PROGRAM, "rescore", str(directory), "--alpha", ".01"], env=environment, capture_output=True, text=True
     )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 from rsplugins.runs.plots import estimate_figure
 from rsplugins.runs.report import to_html
-from rsplugins.runs.scoring import open_run
 
 
 def with_sigma(run, sigma):
-    path = run.directory / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["parameters"]["sigma"] = sigma
-    path.write_text(json.dumps(manifest))
-    return open_run(run.directory)
+    parameters = {**run.manifest.parameters, "sigma": sigma}
+    return replace(run, manifest=run.manifest.model_copy(update={"parameters": parameters}))
 
 
 def test_points_are_the_inputs_that_both_predict_alike(make_run):

@@ -24,7 +24,8 @@ def results(directory):
 def test_a_run_writes_the_whole_directory(make_run):
     run = make_run("a", pages=True)
     names = {path.name for path in run.directory.iterdir()}
-    assert names == {"manifest.json", "records.jsonl", "results.tsv", "summary.json", "curve.png", "report.html"}
+    derived = {"results.tsv", "summary.json", "curve.png", "report.html", "digests.json"}
+    assert names == {"manifest.json", "records.jsonl", *derived}
     assert len(run.rows) == 40
     assert run.missing == ()
     manifest = json.loads((run.directory / "manifest.json").read_text())

@@ -13,12 +13,13 @@ import pytest
 from scipy.stats import binomtest
 
 from rsplugins.certificate import Claim, Guarantee, Norm
+from rsplugins.rounding import exactly, round_down
 from rsplugins.runs.manifest import Manifest, Selection
 from rsplugins.runs.record import Record
 from rsplugins.runs.scoring import Row, Run
 from rsplugins.runs.summary import average_radius, certified_count, interval, radius_grid, records_sha256, summarise
 from rsplugins.runs.tables import compare_tables, result_tables
-from rsplugins.runs.tsv import format_time, round_down, to_tsv
+from rsplugins.runs.tsv import format_time, to_tsv
 
 
 def row(index, label, prediction, radius, *, guarantee=Guarantee.PROBABILISTIC, norm=Norm.L2, error=None, seconds=1.0):
@@ -79,9 +80,11 @@ def test_radii_are_never_printed_above_their_value():
     generator = random.Random(0)
     for _ in range(2000):
         value = generator.choice([generator.uniform(0, 4), generator.randrange(40) / 10, 10 ** generator.uniform(-9, 1)])
-        printed = Fraction(round_down(value))
-        assert printed <= Fraction(value) < printed + Fraction(1, 10**6)
-    assert round_down(math.inf) == "inf"
+        printed = round_down(value)
+        assert float(printed) <= value
+        assert Fraction(repr(value)) - Fraction(printed) < Fraction(1, 10**6)
+        assert float(exactly(value)) == value
+    assert exactly(math.inf) == "inf"
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 59.999999, 61.25, 3599.5, 86399.75, 12.3456789])
