@@ -67,6 +67,9 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             buffer = _channel_values(name, values, channels)
             self.register_buffer(name, None if buffer is None else buffer.to(self.device), persistent=False)
+        # How images of any size are brought to input_size, where the model's own configuration says it: see
+        # rsplugins.data.preparation.plan. No part of the function.
+        self.preparation: dict[str, Any] | None = None
         self._fingerprint: tuple[Any, str] | None = None
         self.eval()
 

@@ -67,7 +67,9 @@ def load(
     folders = class_folders(chosen)
     names, note = _classes([entry.name for entry in folders], classes, class_order)
     label = {name: position for position, name in enumerate(names)}
-    files = [(path, label[entry.name]) for entry in sorted(folders, key=lambda entry: label[entry.name]) for path in image_files(entry)]
+    files = [
+        (path, label[entry.name]) for entry in sorted(folders, key=lambda entry: label[entry.name]) for path in image_files(entry)
+    ]
     if not files:
         raise DataNotFoundError(
             f"There are no images in sub-folders of {chosen}.",
@@ -176,7 +178,11 @@ def _say_what_is_left_out(chosen: Path, folders: Sequence[Path], labels: set[int
 def _found(folders: Sequence[Path]) -> str:
     """Say which other files are there."""
     counts: Counter[str] = sum((other_files(folder) for folder in folders), Counter())
-    return f" (there are {', '.join(f'{count} {suffix or chr(39) * 2}' for suffix, count in counts.most_common(_SHOWN))})" if counts else ""
+    return (
+        f" (there are {', '.join(f'{count} {suffix or chr(39) * 2}' for suffix, count in counts.most_common(_SHOWN))})"
+        if counts
+        else ""
+    )
 
 
 def _find(reference: str, root: str | Path | None, split: str) -> Path:

@@ -14,7 +14,23 @@ from rsplugins.data.pixels import decode, stored_size
 from rsplugins.data.preparation import Preparation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-_PICTURES = (".npy", ".npz", ".heic", ".avif", ".jxl", ".jp2", ".exr", ".dcm", ".nii", ".mat", ".h5", ".tga", ".pbm", ".pfm", ".svg")
+_PICTURES = (
+    ".npy",
+    ".npz",
+    ".heic",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".exr",
+    ".dcm",
+    ".nii",
+    ".mat",
+    ".h5",
+    ".tga",
+    ".pbm",
+    ".pfm",
+    ".svg",
+)
 """Files that may well be pictures, but are not read."""
 _PEEKS = 5
 

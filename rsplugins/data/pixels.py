@@ -149,7 +149,9 @@ def _opaque(path: Path, image: Image.Image, alpha: str | None) -> Image.Image:
 
 def _transparent(path: Path) -> UnreadableInputError:
     return _refusal(
-        path, "has transparent pixels, which have no colour of their own", "Say what they are: --data-option alpha=white, black or drop."
+        path,
+        "has transparent pixels, which have no colour of their own",
+        "Say what they are: --data-option alpha=white, black or drop.",
     )
 
 

@@ -30,6 +30,7 @@ class Record:
         samples: forward passes spent on it.
         seconds: wall-clock time spent on it.
         error: why the input failed, when it failed.
+        clean: what the model predicts for the input without noise; no evidence, and absent in records of earlier releases.
     """
 
     index: int
@@ -38,10 +39,12 @@ class Record:
     samples: int
     seconds: float
     error: str | None = None
+    clean: int | None = None
 
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the line end."""
-        return json.dumps(self.__dict__, separators=(",", ":"), allow_nan=False)
+        fields = {key: value for key, value in self.__dict__.items() if key != "clean" or value is not None}
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
@@ -59,6 +62,7 @@ class Record:
             fields = json.loads(line)
             record = cls(**fields)
             good = isinstance(record.index, int) and isinstance(record.label, int) and isinstance(record.evidence, dict)
+            good = good and (record.clean is None or type(record.clean) is int)
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
         if not good:

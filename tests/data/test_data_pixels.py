@@ -44,9 +44,7 @@ def png16(path, array, colour_type):
     height, width = array.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array.reshape(height, -1))
     head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
 
 
 def same(image, expected, atol=1e-6):
@@ -268,7 +266,9 @@ def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path, pattern):
     assert plain.fingerprint() != data.fingerprint()
 
 
-@pytest.mark.parametrize("names", [["n02123045", "n01440764", "n10148035"], ["Zebra", "ant", "Bee"], ["dog", "cat"], ["01", "10", "02"]])
+@pytest.mark.parametrize(
+    "names", [["n02123045", "n01440764", "n10148035"], ["Zebra", "ant", "Bee"], ["dog", "cat"], ["01", "10", "02"]]
+)
 def test_names_without_numbers_sort_as_image_folders_do(tmp_path, names):
     folders(tmp_path, names)
     with warnings.catch_warnings():
@@ -288,7 +288,11 @@ def test_an_explicit_list_of_classes_decides(tmp_path, form):
     assert (data.num_classes, data.labels.tolist()) == (4, [0, 2, 3])
     assert [round(float(image[0, 0, 0]) * 255) for image, _ in data] == [2, 0, 1]
     assert data.describe()["options"] == {"classes": listed}
-    for wrong, text in ((["cat", "10"], "does not name the folder '9'"), (["cat", "cat"], "names 'cat' twice"), ("x", "no such file")):
+    for wrong, text in (
+        (["cat", "10"], "does not name the folder '9'"),
+        (["cat", "cat"], "names 'cat' twice"),
+        ("x", "no such file"),
+    ):
         with pytest.raises(ParameterError, match=text):
             load(f"folder:{tmp_path / 'data'}", classes=wrong)
 
