@@ -74,19 +74,21 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
             settings[key] = json.loads(value.replace("_", "") if value.replace("_", "").isdigit() else value)
         except ValueError:
             words = {"True": True, "False": False, "None": None}
-            settings[key] = words[value] if value in words else _numbers(value)
+            settings[key] = (
+                words[value] if value in words else _numbers(value, alone=option == "--set" or key in ("mean", "std", "crop"))
+            )
     return settings
 
 
-def _numbers(text: str) -> Any:
-    """Return the list of numbers that ``"3,32,32"`` is, the number that ``"8/255"`` is, or the text of anything else.
+def _numbers(text: str, *, alone: bool = True) -> Any:
+    """Return the list of numbers that ``"3,32,32"`` is, the number that ``"8/255"`` is, or the text of anything else; a path may look like a fraction when it stands alone.
 
     Example:
         >>> _numbers("3,32,32"), _numbers("0.5,1/2"), _numbers("cat,dog"), _numbers("01,02")
         ([3, 32, 32], [0.5, 0.5], 'cat,dog', '01,02')
     """
     values = [_number(part.strip()) for part in text.split(",")]
-    if any(isinstance(value, str) for value in values) or (len(values) == 1 and Path(text).exists()):
+    if any(isinstance(value, str) for value in values) or (len(values) == 1 and not alone and "/" in text):
         return text
     return values if len(values) > 1 else values[0]
 

@@ -139,9 +139,9 @@ def test_images_are_resized_by_the_short_side_and_cropped_in_the_centre(tmp_path
     image[:, 10:20] = 255
     (tmp_path / "a").mkdir()
     Image.fromarray(image).save(tmp_path / "a" / "x.png")
-    exact = load(f"folder:{tmp_path}", input_size=(1, 10, 10))[0][0]
+    exact = load(f"folder:{tmp_path}", input_size=(1, 10, 10), crop=1.0)[0][0]
     assert bool((exact == 1).all())
-    half = load(f"folder:{tmp_path}", input_size=(1, 5, 5))[0][0]
+    half = load(f"folder:{tmp_path}", input_size=(1, 5, 5), crop=1.0)[0][0]
     assert half.shape == (1, 5, 5)
     assert bool((half[0, :, 1:4] > 0.95).all())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 import zlib
@@ -300,8 +299,8 @@ def test_an_explicit_list_of_classes_decides(tmp_path, form):
 def test_links_hidden_files_empty_classes_and_files_that_are_not_read(tmp_path):
     folders(tmp_path / "elsewhere", ["dog"])
     folders(tmp_path / "data", ["cat"])
-    os.symlink(tmp_path / "elsewhere" / "dog", tmp_path / "data" / "dog")
-    os.symlink(tmp_path / "data" / "cat", tmp_path / "data" / "cat" / "again")  # a circle
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "data" / "cat" / "again").symlink_to(tmp_path / "data" / "cat")  # a circle
     for hidden in (".x.png", ".thumbs/y.png"):
         (tmp_path / "data" / "cat" / hidden).parent.mkdir(exist_ok=True)
         Image.new("L", (2, 2)).save(tmp_path / "data" / "cat" / hidden)
