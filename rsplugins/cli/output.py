@@ -81,7 +81,10 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def _numbers(text: str, *, alone: bool = True) -> Any:
-    """Return the list of numbers that ``"3,32,32"`` is, the number that ``"8/255"`` is, or the text of anything else; a path may look like a fraction when it stands alone.
+    """Return the list of numbers that ``"3,32,32"`` is, the number that ``"8/255"`` is, or the text of anything else.
+
+    A path may look like a fraction when it stands alone.
+
 
     Example:
         >>> _numbers("3,32,32"), _numbers("0.5,1/2"), _numbers("cat,dog"), _numbers("01,02")

@@ -124,8 +124,8 @@ class Dataset:
         raise ParameterError(
             f"The model has {outputs} classes, and {self.name} ({self.split}) has {self.num_classes}.",
             cause=f"{cause} model for other data; labels and outputs would not mean the same.",
-            fix="Use the model's own data; for a folder that holds a part of its classes, or others besides, list all of the model's in "
-            "order: --data-option classes=FILE (classes=[...] in Python).",
+            fix="Use the model's own data; for a folder that holds a part of its classes, or others besides, list all of the "
+            "model's in order: --data-option classes=FILE (classes=[...] in Python).",
         )
 
     def fingerprint(self) -> str:

@@ -136,8 +136,9 @@ def _classes(found: list[str], classes: str | Sequence[Any] | None, order: str |
     if order is None:
         at = next(position for position, pair in enumerate(zip(found, plain, strict=True)) if pair[0] != pair[1])
         warn(
-            f"the classes are numbered in natural order: {', '.join(found[: at + 2])}, ...; torchvision's ImageFolder would number them "
-            f"{', '.join(plain[: at + 2])}, ... For a model trained that way give class_order=lexicographic; or give classes=FILE."
+            f"the classes are numbered in natural order: {', '.join(found[: at + 2])}, ...; torchvision's ImageFolder would "
+            f"number them {', '.join(plain[: at + 2])}, ... "
+            "For a model trained that way give class_order=lexicographic; or give classes=FILE."
         )
     return found, "classes in natural order"
 

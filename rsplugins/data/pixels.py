@@ -1,7 +1,7 @@
 """One image file as planes of pixels in [0, 1]: every kind of file is read right, or refused by name.
 
-Stored sample values are taken as they are: no gamma (PNG's gAMA) and no colour profile is applied, as in the field's loaders; CMYK
-becomes RGB by (1 - C)(1 - K). The EXIF orientation is applied.
+Stored sample values are taken as they are: no gamma (PNG's gAMA) and no colour profile is applied, as in the field's loaders;
+CMYK becomes RGB by (1 - C)(1 - K). The EXIF orientation is applied.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _decode(path: Path, file: Image.Image, grey: bool, alpha: str | None) -> Pic
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # a camera's MPO is a photograph with previews behind it
         raise _refusal(path, f"holds {frames} pictures (an animation, or pages)", "Store the one that is meant by itself.")
-    wide = ";16" in str([tile[3] for tile in file.tile]) and file.mode in ("RGB", "RGBA", "LA")
+    wide = ";16" in str([tile[3] for tile in getattr(file, "tile", ())]) and file.mode in ("RGB", "RGBA", "LA")
     file.load()  # a TIFF is turned here, by Pillow
     turn = _TURNS.get(file.getexif().get(_ORIENTATION, 1))
     if wide and file.format != "PPM":  # Pillow rescales PPM, and cuts the others off
@@ -168,11 +168,11 @@ def _scaled(path: Path, image: Image.Image) -> Any:
     if image.mode != "F":
         raise _refusal(
             path,
-            f"holds {array.dtype if array.dtype != bool else image.mode} values in Pillow's mode {image.mode!r}, of no known scale",
+            f"holds {array.dtype} values in Pillow's mode {image.mode!r}, of no known scale",
             "Convert it to 8 or 16 unsigned bits, or to floats in [0, 1].",
         )
     low, high = float(array.min()), float(array.max())
-    if not (0 <= low and high <= 1):  # NaN too
+    if not (low >= 0 and high <= 1):  # NaN too
         raise _refusal(path, f"holds floats from {low:g} to {high:g}", "Bring them to [0, 1], where pixels of this package lie.")
     return array.astype(np.float32)
 
@@ -198,7 +198,7 @@ def _wide_colour(path: Path, file: Image.Image, alpha: str | None) -> Any:
 
 def _colour_planes(values: Any, grey: bool) -> tuple[Image.Image, ...]:
     if grey and len(values) == 3:
-        values = np.tensordot(np.float32([0.299, 0.587, 0.114]), values, 1)[None]
+        values = np.tensordot(np.asarray([0.299, 0.587, 0.114], dtype=np.float32), values, 1)[None]
     elif not grey and len(values) == 1:
         values = values.repeat(3, axis=0)
     return tuple(map(_floats, values))
@@ -215,4 +215,4 @@ def _tag(image: Image.Image, tag: int, default: int) -> int:
 
 
 def _refusal(path: Path, what: str, fix: str) -> UnreadableInputError:
-    return UnreadableInputError(f"{path} {what}; it is not read.", cause="there is no one right way to read it.", fix=fix)
+    return UnreadableInputError(f"{path} {what}; it is not read.", cause="there is no one right way to.", fix=fix)

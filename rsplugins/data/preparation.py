@@ -1,7 +1,7 @@
 """How a photograph of any size becomes an input of the model's size: one rule for every source of image files.
 
-From weakest to strongest: the field's custom on ImageNet (bicubic, the crop is 7/8 of the resized short side), what the model's own
-configuration says, what options say. An image that is already stored at the model's size stays as it is unless options say how to
+From weakest to strongest: the field's custom on ImageNet (bicubic, the crop is 7/8 of the resized short side), what the model's
+own configuration says, what options say. An image that is already stored at the model's size stays as it is unless options say how to
 prepare it.
 """
 
@@ -101,7 +101,7 @@ def plan(
 
     Args:
         input_size: (C, H, W) of the model; None when any size will do.
-        options: ``resize`` (short side in pixels, or (H, W)), ``crop`` (side in pixels, (H, W), or a fraction of the resized side),
+        options: ``resize`` (short side in pixels, or (H, W)), ``crop`` (side in pixels, (H, W), or a share of the resized side),
             ``interpolation``, ``crop_mode``; those that are None are not given.
         model: ``resize`` or ``crop_pct``, ``interpolation``, ``crop_mode``, ``mean`` of the model's own configuration.
         stored: (width, height) of some stored images: where all have the model's size already, nothing is cut off any.
@@ -205,6 +205,6 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
 def _bordered(image: Image.Image, width: int, height: int, fill: tuple[float, ...]) -> Image.Image:
     """Return the image in the middle of a canvas that is at least (width, height)."""
     size = (max(width, image.width), max(height, image.height))
-    canvas = Image.new(image.mode, size, fill[0] if len(fill) == 1 else fill)  # type: ignore[arg-type]
+    canvas = Image.new(image.mode, size, fill[0] if len(fill) == 1 else fill)
     canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return canvas

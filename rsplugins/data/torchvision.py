@@ -55,8 +55,8 @@ def load(
         reference: ``mnist``, ``fashion-mnist``, ``svhn``, ``cifar10``, ``cifar100``, ``imagenet`` or ``places365``.
         root: the data root; the data set lies in it or in its sub-folder of that name, laid out as torchvision does it.
         split: ``test`` or ``train``; ``test`` means the labelled validation split of ImageNet and Places365.
-        input_size: the model's (C, H, W). ImageNet and Places365 are prepared at it, as ``folder`` does; the others have one size,
-            which must be it.
+        input_size: the model's (C, H, W). ImageNet and Places365 are prepared at it, as ``folder`` does; the others have one
+            size, which must be it.
         preparation: what the model's own configuration says about it.
         resize: with those below, for ImageNet and Places365 alone: see ``rsplugins plugins show folder``.
         crop: side of the centre crop in pixels, (H, W), or a fraction of the resized side.

@@ -204,7 +204,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 def resolve(name: str) -> Callable[..., nn.Module]:
-    """Return a constructor: a name of this module, ``"timm:NAME"`` (random weights), or ``"module:attribute"`` for one from anywhere.
+    """Return a constructor: a name of this module, ``"timm:NAME"`` (random weights), or ``"module:attribute"``.
 
     Raises:
         UnknownNameError: no such name here; with a did-you-mean.

@@ -121,9 +121,9 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str, match: str 
         module: the network, changed in place.
         state: names and tensors.
         source: what to call the checkpoint in errors.
-        match: ``"name"``, or ``"order"``: where the names are others, the tensors are taken in the order of the file, all of them,
-            each of the shape (and, where it says so, the kind: weight, bias, running_mean, running_var) of its place. Neighbours of
-            one shape are told apart by the order alone.
+        match: ``"name"``, or ``"order"``: where the names are others, the tensors are taken in the order of the file, all of
+            them, each of the shape (and, where it says so, the kind: weight, bias, running_mean, running_var) of its place. Neighbours
+            of one shape are told apart by the order alone.
 
     Raises:
         ParameterError: another ``match``.

@@ -32,7 +32,8 @@ def load(
 
     Args:
         reference: the file: ``.safetensors``, or ``.pt``/``.pth`` holding tensors only (anything else in it is refused, not run).
-        architecture: the network: a name of :mod:`rsplugins.models.architectures`, ``"timm:NAME"``, ``"module:constructor"``, a constructor, or a
+        architecture: the network: a name of :mod:`rsplugins.models.architectures`, ``"timm:NAME"``, ``"module:constructor"``, a
+            constructor, or a
             module to fill.
         arguments: of the constructor.
         num_classes: passed to the constructor when it takes it, and checked.

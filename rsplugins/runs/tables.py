@@ -99,7 +99,8 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
         what = "at the estimated radius (no certificates)" if estimated else "with at least that certified radius"
         note = (
             f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. "
-            f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. clean accuracy: of the model without noise, on the same inputs. Printed numbers are rounded down."
+            f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. "
+            "clean accuracy: of the model without noise, on the same inputs. Printed numbers are rounded down."
         )
         note = " ".join([note, *sorted({doubt for run in members if (doubt := summarise(run).get("doubt"))})])
         tables.append(Table(title, header, rows, text_columns=2, note=note))
