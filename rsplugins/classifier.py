@@ -67,8 +67,14 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             buffer = _channel_values(name, values, channels)
             self.register_buffer(name, None if buffer is None else buffer.to(self.device), persistent=False)
+        # How images of any size are brought to input_size, where the model's own configuration says it: see
+        # rsplugins.data.preparation.plan. No part of the function.
+        self.preparation: dict[str, Any] | None = None
         self._fingerprint: tuple[Any, str] | None = None
-        self.eval()
+        try:
+            self.eval()
+        except NotImplementedError as error:
+            _check_exported(module, error)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of images (B, C, H, W) or videos (B, C, T, H, W). No range check: noise leaves [0, 1]."""
@@ -326,6 +332,32 @@ def resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
     frames = x if x.dim() == 4 else x.flatten(1, 2)
     frames = F.interpolate(frames, size=list(size), mode="bilinear", align_corners=False)
     return frames.view(*x.shape[:-2], *size)
+
+
+def _check_exported(module: nn.Module, error: NotImplementedError) -> None:
+    """Let a program of ``torch.export`` pass, which has no modes, where it is one in eval mode for batches of any length."""
+    graph = getattr(module, "graph", None)
+    if graph is None:
+        raise error
+    inputs = [node.meta["val"] for node in graph.nodes if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)]
+    random = ("dropout", "rand", "bernoulli")
+    for node in graph.nodes:
+        name = str(node.target)
+        trains = "batch_norm" in name and any(value is True for value in node.args[5:6])
+        if node.op == "call_function" and (trains or any(word in name for word in random)):
+            raise UsageError(
+                f"The exported program has {node.target} at {node.name}, as in training mode.",
+                cause="the model was exported without eval(), and an exported program cannot change its mode.",
+                fix="Export it again after model.eval().",
+            ) from None
+    if any(isinstance(value.shape[0], int) for value in inputs if value.dim() > 1):
+        raise UsageError(
+            f"The exported program takes batches of {inputs[0].shape[0]} only, and certifiers choose theirs.",
+            cause="it was exported without a dynamic first dimension.",
+            fix='Export it with dynamic_shapes=({0: torch.export.Dim("batch")},).',
+        ) from None
+    for layer in module.modules():
+        layer.training = False
 
 
 def _size(name: str, value: Sequence[int] | None, lengths: tuple[int, ...]) -> Any:

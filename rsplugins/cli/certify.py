@@ -57,6 +57,10 @@ def certify(
     model_option: Annotated[
         list[str] | None, typer.Option(help="key=value for the model source, such as pretrained=false; repeatable.")
     ] = None,
+    data_option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the data set, such as resize=256, crop=224, classes=FILE; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON; progress stays on standard error.")] = False,
 ) -> None:
     """Certify a model on a data set.
@@ -85,6 +89,7 @@ def certify(
         data_root=data_root,
         split=split,
         model_options=parse_settings(model_option or (), "--model-option"),
+        data_options=parse_settings(data_option or (), "--data-option"),
         device=device,
         execution=Execution(seed=seed, batch_size=size, dtype=width, compile=compile_, sound=sound),
         shard=None if shard is None else parse_shard(shard),
@@ -97,6 +102,8 @@ def certify(
 
 
 def _print(campaign: Campaign, request: Request, *, as_json: bool) -> None:
+    from rsplugins.runs.summary import summarise
+
     runs = [run for run in campaign.runs if run.rows]
     if as_json:
         print_json(_as_dict(campaign))
@@ -107,6 +114,8 @@ def _print(campaign: Campaign, request: Request, *, as_json: bool) -> None:
             say(f"{outcome.name}: {'skipped' if outcome.skipped else 'FAILED'}: {outcome.error}")
         if outcome.run is not None and outcome.run.missing:
             say(f"{outcome.name}: {len(outcome.run.missing)} inputs are left to other shards; the last one to end merges them")
+    for doubt in sorted({text for run in runs if (text := summarise(run).get("doubt"))}):
+        say(f"WARNING: {doubt}")
     failed = sum(row.failed for run in runs for row in run.rows)
     if failed:
         say(f"{failed} inputs failed; the reports say why")

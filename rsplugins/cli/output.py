@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -53,7 +54,7 @@ def plain_warnings() -> None:
 
 
 def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """Read ``key=value`` texts; a value is JSON where it can be, for ``--set`` also a fraction, else the text itself.
+    """Read ``key=value`` texts; a value is JSON where it can be, a fraction, or numbers with commas, else the text itself.
 
     Raises:
         ParameterError: there is no ``=``, or a key comes twice.
@@ -73,8 +74,34 @@ def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
             settings[key] = json.loads(value.replace("_", "") if value.replace("_", "").isdigit() else value)
         except ValueError:
             words = {"True": True, "False": False, "None": None}
-            settings[key] = words[value] if value in words else _fraction(value) if option == "--set" else value
+            settings[key] = (
+                words[value] if value in words else _numbers(value, alone=option == "--set" or key in ("mean", "std", "crop"))
+            )
     return settings
+
+
+def _numbers(text: str, *, alone: bool = True) -> Any:
+    """Return the list of numbers that ``"3,32,32"`` is, the number that ``"8/255"`` is, or the text of anything else.
+
+    A path may look like a fraction when it stands alone.
+
+
+    Example:
+        >>> _numbers("3,32,32"), _numbers("0.5,1/2"), _numbers("cat,dog"), _numbers("01,02")
+        ([3, 32, 32], [0.5, 0.5], 'cat,dog', '01,02')
+    """
+    values = [_number(part.strip()) for part in text.split(",")]
+    if any(isinstance(value, str) for value in values) or (len(values) == 1 and not alone and "/" in text):
+        return text
+    return values if len(values) > 1 else values[0]
+
+
+def _number(text: str) -> float | str:
+    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE):
+        return float(text)
+    return _fraction(text)
 
 
 def _fraction(text: str) -> float | str:
@@ -100,7 +127,7 @@ def print_runs(runs: Sequence[Run]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("method", "guarantee"):
         table.add_column(heading, no_wrap=heading == "method" or not sys.stdout.isatty())
-    for heading in ("inputs", "abstain", "accuracy", ""):
+    for heading in ("inputs", "abstain", "clean accuracy", "accuracy", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     for _ in range(RADII):
         table.add_column("", justify="right", no_wrap=True)
@@ -119,7 +146,16 @@ def print_runs(runs: Sequence[Run]) -> None:
 
 def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str]) -> None:
     from rsplugins.runs.summary import certified_count, summarise
-    from rsplugins.runs.tables import EDITED, ESTIMATES, guarantee_label, mean_text, percent, radius_columns, radius_label
+    from rsplugins.runs.tables import (
+        EDITED,
+        ESTIMATES,
+        clean_cell,
+        guarantee_label,
+        mean_text,
+        percent,
+        radius_columns,
+        radius_label,
+    )
 
     grid = radius_columns(members)[1:]
     grid = [grid[len(grid) * k // RADII] for k in range(RADII)] if len(grid) > RADII else grid
@@ -128,13 +164,13 @@ def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int,
     heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
     style = "bold red" if edited else "bold yellow" if estimates else "bold green"
     mean = "mean r" if estimates or edited else "ACR"  # an average of estimates is no average certified radius
-    table.add_row(*heading, "", "", "", mean, *[radius_label(radius, members) for radius in grid], style=style)
+    table.add_row(*heading, "", "", "", "", mean, *[radius_label(radius, members) for radius in grid], style=style)
     for run in members:
         summary = summarise(run)
         total = max(1, summary["inputs"])
         inputs = f"{summary['inputs']}" + (f" ({summary['failed']} failed)" if summary["failed"] else "")
         cells = [labels[id(run)], guarantee_label(run), inputs, f"{100 * summary['abstention_rate']:.1f}"]
-        cells += [percent(summary["correct"], total), mean_text(run.rows)]
+        cells += [clean_cell(run), percent(summary["correct"], total), mean_text(run.rows)]
         table.add_row(*cells, *[percent(certified_count(run.rows, radius), total) for radius in grid])
     table.add_section()
 

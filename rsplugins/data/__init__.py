@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rsplugins.data.dataset import Dataset
-from rsplugins.errors import PluginError
+from rsplugins.errors import ParameterError, PluginError, did_you_mean
 
 __all__ = ["DEFAULT_DATASET", "Dataset", "load"]
 
@@ -14,7 +16,17 @@ DEFAULT_DATASET = "digits"
 """What is certified when nobody names a data set: embedded in scikit-learn."""
 
 
-def load(reference: str, root: str | Path | None = None, split: str = "test", input_size: Sequence[int] | None = None) -> Dataset:
+_OURS = ("root", "split", "input_size", "preparation")
+
+
+def load(
+    reference: str,
+    root: str | Path | None = None,
+    split: str = "test",
+    input_size: Sequence[int] | None = None,
+    preparation: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Dataset:
     """Load a data set by name, through the host: built-in ones and those of plugins alike.
 
     Args:
@@ -22,6 +34,9 @@ def load(reference: str, root: str | Path | None = None, split: str = "test", in
         root: directory of the data sets; else the environment variable ``RSPLUGINS_DATA``, else ``./data``.
         split: ``"test"``, ``"train"``, or what the data set calls it.
         input_size: (C, H, W) of the model; images that come in many sizes are resized (short side) and centre-cropped to it.
+        preparation: how the model's own configuration says images are brought to that size: ``classifier.preparation``.
+        options: what the data set takes besides, such as ``resize=256, crop=224, interpolation="bicubic"`` or
+            ``classes=[...]``; ``rsplugins plugins show NAME`` lists them. They win over ``preparation`` and are recorded.
 
     Returns:
         The data set: raw [0, 1] pixels, stable indices.
@@ -29,7 +44,7 @@ def load(reference: str, root: str | Path | None = None, split: str = "test", in
     Raises:
         UnknownNameError: nobody registered that name; with a did-you-mean.
         DataNotFoundError: what was looked for, where, and how to get it.
-        ParameterError: there is no such split.
+        ParameterError: there is no such split or option.
 
     Example:
         >>> data = load("digits")
@@ -40,8 +55,27 @@ def load(reference: str, root: str | Path | None = None, split: str = "test", in
 
     name, _, argument = reference.partition(":")
     found = get_host().find("dataset", name)
+    factory: Callable[..., Any] = found.load()
+    known = _check_options(name, factory, options)
+    own = {"preparation": preparation} if "preparation" in known else {}
     # Only folder-like sources have something after the colon; the others get their own name.
-    dataset = found.load()(argument or name, root=root, split=split, input_size=input_size)
+    dataset = factory(argument or name, root=root, split=split, input_size=input_size, **own, **options)
     if not isinstance(dataset, Dataset):
         raise PluginError(f"The data set {name!r} returned {type(dataset).__name__} instead of rsplugins.data.Dataset.")
+    # Class names as a list, wherever their file lies: the options say all that it takes to load the same data again.
+    named = {"classes": list(dataset.classes or ())} if options.get("classes") is not None else {}
+    dataset.options = {**options, **named}
     return dataset
+
+
+def _check_options(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
+    """Return the names of the keywords that a data set takes."""
+    parameters = list(inspect.signature(factory).parameters.values())[1:]
+    known = [parameter.name for parameter in parameters]
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        takes = [each for each in known if each not in _OURS]
+        for option in options:
+            if option not in takes:
+                fix = f"Use: {', '.join(takes)}." if takes else "Leave the options out."
+                raise ParameterError(f"The data set {name!r} takes no option {option!r}.{did_you_mean(option, takes)}", fix=fix)
+    return known

@@ -21,6 +21,9 @@ _SAMPLE = 16
 class Dataset:
     """Labelled images at stable indices, raw [0, 1] pixels, no normalisation.
 
+    Attributes:
+        options: what it was loaded with besides its name, place and split, as plain values.
+
     Args:
         name: the reference it was loaded by, without the place: ``"cifar10"``, ``"folder:pets"``.
         split: ``"train"``, ``"test"``, ``"val"``: as the data set calls it.
@@ -51,6 +54,9 @@ class Dataset:
         self.labels = np.asarray(labels, dtype=np.int64)
         self._read, self.original = read, original or read
         self.classes = None if classes is None else tuple(classes)
+        self.options: dict[str, Any] = {}
+        # Without names or a number, the labels say only how many classes there are at least.
+        self._counted = num_classes is None and classes is None
         named = len(self.classes) if self.classes is not None else int(self.labels.max(initial=-1)) + 1
         self.num_classes = named if num_classes is None else num_classes
         self.input_size = None if input_size is None else tuple(int(side) for side in input_size)
@@ -104,6 +110,24 @@ class Dataset:
                 )
         return list(range(start, end, stride))
 
+    def check_classes(self, outputs: int | None) -> None:
+        """Refuse a model whose outputs are not the classes of this data set; None is a number that nobody knows yet.
+
+        Raises:
+            ParameterError: another number of classes; names the likely cause.
+        """
+        if outputs is None or outputs == self.num_classes or (self._counted and outputs > self.num_classes):
+            return
+        there = set(self.labels.tolist())
+        empty = [name for label, name in enumerate(self.classes or ()) if label not in there]
+        cause = f"{len(empty)} classes without an image, such as {empty[0]!r}, or a" if empty else "a"
+        raise ParameterError(
+            f"The model has {outputs} classes, and {self.name} ({self.split}) has {self.num_classes}.",
+            cause=f"{cause} model for other data; labels and outputs would not mean the same.",
+            fix="Use the model's own data; for a folder that holds a part of its classes, or others besides, list all of the "
+            "model's in order: --data-option classes=FILE (classes=[...] in Python).",
+        )
+
     def fingerprint(self) -> str:
         """Return a sha256 over name, split, all labels, the preparation, and the pixels of up to 16 evenly spaced images."""
         digest = hashlib.sha256(f"{self.name}\n{self.split}\n{len(self)}\n{self.num_classes}\n{self.preparation}\n".encode())
@@ -128,6 +152,7 @@ class Dataset:
             "input_size": None if self.input_size is None else list(self.input_size),
             "preparation": self.preparation,
             "sha256": self.fingerprint(),
+            **({"options": self.options} if self.options else {}),
         }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from torchvision import datasets
 from rsplugins.data.cifar import read_batches
 from rsplugins.data.dataset import Dataset, check_split, data_root, image_tensor, not_found
 from rsplugins.data.folder import image_dataset
-from rsplugins.data.images import class_folders, image_files
+from rsplugins.data.images import class_folders, image_files, stored_sizes
+from rsplugins.data.preparation import Preparation, plan
 from rsplugins.errors import ParameterError, UnknownNameError
 
-_CROP = 0.875
-"""Of the resized short side, on ImageNet and Places365: 224 of 256, as their models are evaluated."""
+Plan = Callable[[Sequence[tuple[Path, int]]], Preparation | None]
+"""From the files of a data set to how they are prepared."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,25 @@ class _Source:
 
     files: Callable[[str], list[str]]
     """split -> what has to be in the data set's folder, relative."""
-    read: Callable[[str, Path, str, Sequence[int] | None], Dataset]
+    read: Callable[[str, Path, str, Sequence[int] | None], Dataset] | None
     how: str
     splits: tuple[str, ...] = ("train", "test")
+    photographs: Callable[[str, Path, str, Plan, str | None], Dataset] | None = None
+    """In place of ``read``, for files of any size."""
 
 
 def load(
-    reference: str, *, root: str | Path | None = None, split: str = "test", input_size: Sequence[int] | None = None
+    reference: str,
+    *,
+    root: str | Path | None = None,
+    split: str = "test",
+    input_size: Sequence[int] | None = None,
+    preparation: Mapping[str, Any] | None = None,
+    resize: int | Sequence[int] | None = None,
+    crop: float | Sequence[int] | None = None,
+    interpolation: str | None = None,
+    crop_mode: str | None = None,
+    alpha: str | None = None,
 ) -> Dataset:
     """Return a data set that torchvision knows.
 
@@ -41,8 +55,14 @@ def load(
         reference: ``mnist``, ``fashion-mnist``, ``svhn``, ``cifar10``, ``cifar100``, ``imagenet`` or ``places365``.
         root: the data root; the data set lies in it or in its sub-folder of that name, laid out as torchvision does it.
         split: ``test`` or ``train``; ``test`` means the labelled validation split of ImageNet and Places365.
-        input_size: the model's (C, H, W). ImageNet and Places365 are prepared at it (short side to 8/7 of it, centre crop); the
-            others have one size, which must be it.
+        input_size: the model's (C, H, W). ImageNet and Places365 are prepared at it, as ``folder`` does; the others have one
+            size, which must be it.
+        preparation: what the model's own configuration says about it.
+        resize: with those below, for ImageNet and Places365 alone: see ``rsplugins plugins show folder``.
+        crop: side of the centre crop in pixels, (H, W), or a fraction of the resized side.
+        interpolation: such as ``bicubic`` or ``bilinear``.
+        crop_mode: ``center``, ``squash`` or ``border``.
+        alpha: what to do with transparent pixels: ``drop``, ``white`` or ``black``.
 
     Raises:
         DataNotFoundError: what was looked for, where, and how to get it.
@@ -57,10 +77,27 @@ def load(
     base = data_root(root)
     places = [base, base / reference]
     needed = source.files(split)
+    options = {"resize": resize, "crop": crop, "interpolation": interpolation, "crop_mode": crop_mode}
+    given = [name for name, value in {**options, "alpha": alpha}.items() if value is not None]
+    if given and source.photographs is None:
+        raise ParameterError(f"{reference} takes no {', '.join(given)}: its images have one size.", fix="Leave the options out.")
     for place in places:
-        if all((place / name).exists() for name in needed):
+        if not all((place / name).exists() for name in needed):
+            continue
+        if source.read is not None:
             return source.read(reference, place, split, input_size)
+        if source.photographs is not None:
+            return source.photographs(reference, place, split, partial(_plan, input_size, options, preparation), alpha)
     raise not_found(reference, split, " and ".join(needed), places, source.how)
+
+
+def _plan(
+    input_size: Sequence[int] | None,
+    options: Mapping[str, Any],
+    preparation: Mapping[str, Any] | None,
+    files: Sequence[tuple[Path, int]],
+) -> Preparation | None:
+    return plan(input_size, options, preparation, stored_sizes(files))
 
 
 def _arrays(
@@ -151,7 +188,7 @@ class _Cifar:
         return _arrays(name, split, images, labels, classes, input_size, _differs(listed))
 
 
-def _read_imagenet(name: str, place: Path, split: str, input_size: Sequence[int] | None) -> Dataset:
+def _read_imagenet(name: str, place: Path, split: str, how: Plan, alpha: str | None) -> Dataset:
     """Read SPLIT/WNID/*.JPEG; labels are ImageNet's own even when some classes are missing."""
     from timm import data as timm_data
 
@@ -164,7 +201,7 @@ def _read_imagenet(name: str, place: Path, split: str, input_size: Sequence[int]
             name, split, "one folder for each class (n01440764 ...)", [place / split], f"{_IMAGENET} Found: {foreign[:3]}."
         )
     files = [(path, index[folder.name]) for folder in folders for path in image_files(folder)]
-    return image_dataset(name, split, files, wnids, input_size, _CROP)
+    return image_dataset(name, split, files, wnids, how(files), alpha)
 
 
 class _Places(datasets.Places365):  # type: ignore[misc]  # torchvision has no types
@@ -178,7 +215,7 @@ class _Places(datasets.Places365):  # type: ignore[misc]  # torchvision has no t
         return ["categories_places365.txt", f"places365_{'train_standard' if split == 'train' else 'val'}.txt"]
 
     @classmethod
-    def read(cls, name: str, place: Path, split: str, input_size: Sequence[int] | None) -> Dataset:
+    def read(cls, name: str, place: Path, split: str, how: Plan, alpha: str | None) -> Dataset:
         own = "train-standard" if split == "train" else "val"
         folder = f"data_{{}}_{'standard'}" if split == "train" else "val_{}"
         sizes = [size for size in ("256", "large") if (place / folder.format(size)).is_dir()]
@@ -187,7 +224,7 @@ class _Places(datasets.Places365):  # type: ignore[misc]  # torchvision has no t
         data = cls(str(place), split=own, small=sizes[0] == "256", download=False)
         files = [(Path(path), int(label)) for path, label in data.imgs]
         note = _differs([(place / file, md5) for file, md5 in (cls._CATEGORIES_META, cls._FILE_LIST_META[own])])
-        dataset = image_dataset(name, split, files, data.classes, input_size, _CROP)
+        dataset = image_dataset(name, split, files, data.classes, how(files), alpha)
         dataset.preparation = "; ".join(text for text in (f"{sizes[0]} images", note, dataset.preparation) if text)
         return dataset
 
@@ -211,6 +248,6 @@ _SOURCES: dict[str, _Source] = {
     "svhn": _Source(_Svhn.files, _Svhn.read, _download("SVHN", "split='test'")),
     "cifar10": _Source(_CIFAR10.files, _CIFAR10.read, _download("CIFAR10")),
     "cifar100": _Source(_CIFAR100.files, _CIFAR100.read, _download("CIFAR100")),
-    "imagenet": _Source(lambda split: [split], _read_imagenet, _IMAGENET, ("train", "val")),
-    "places365": _Source(_Places.files, _Places.read, _PLACES, ("train", "val")),
+    "imagenet": _Source(lambda split: [split], None, _IMAGENET, ("train", "val"), _read_imagenet),
+    "places365": _Source(_Places.files, None, _PLACES, ("train", "val"), _Places.read),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -203,7 +204,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 def resolve(name: str) -> Callable[..., nn.Module]:
-    """Return a constructor: a name of this module, or ``"module:attribute"`` for one from anywhere.
+    """Return a constructor: a name of this module, ``"timm:NAME"`` (random weights), or ``"module:attribute"``.
 
     Raises:
         UnknownNameError: no such name here; with a did-you-mean.
@@ -215,6 +216,12 @@ def resolve(name: str) -> Callable[..., nn.Module]:
         fix = f'Use one of: {", ".join(sorted(ARCHITECTURES))}; or "module:attribute" for a constructor of your own.'
         raise UnknownNameError("architecture", name, ARCHITECTURES, fix=fix)
     module, _, attribute = name.partition(":")
+    if module == "timm":
+        import timm
+
+        if not timm.is_model(attribute):
+            raise UnknownNameError("timm model", attribute, timm.list_models(), fix="timm.list_models() lists them.")
+        return partial(timm.create_model, attribute, pretrained=False)
     try:
         found: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rsplugins.errors import CheckpointError, did_you_mean, warn
+from rsplugins.errors import CheckpointError, ParameterError, did_you_mean, warn
+from rsplugins.models.formats import check_format
 from rsplugins.zoo.files import check_file
 
 State = dict[str, Tensor]
@@ -41,6 +42,7 @@ def read(path: str | Path, key: str | None = None) -> State:
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"There is no checkpoint {path}.{did_you_mean(path.name, near)}", fix="Check the path.")
     check_file(path)
+    check_format(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _pick(_read_legacy(path), path, key)
@@ -110,7 +112,7 @@ def _pick(checkpoint: Any, path: Path, key: str | None) -> State:
     return dict(states[key])
 
 
-def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def fit(module: nn.Module, state: Mapping[str, Tensor], source: str, match: str = "name") -> None:
     """Load a state dict into a network, all of it; half-precision weights become the network's own dtype.
 
     A prefix that all keys share and the network lacks (or the other way round) is taken off (or put on), and said as a warning.
@@ -119,12 +121,27 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         module: the network, changed in place.
         state: names and tensors.
         source: what to call the checkpoint in errors.
+        match: ``"name"``, or ``"order"``: where the names are others, the tensors are taken in the order of the file, all of
+            them, each of the shape (and, where it says so, the kind: weight, bias, running_mean, running_var) of its place. Neighbours
+            of one shape are told apart by the order alone.
 
     Raises:
+        ParameterError: another ``match``.
         CheckpointError: missing or unexpected keys (the first few), or shapes that differ.
     """
     own = module.state_dict()
+    if match not in ("name", "order"):
+        raise ParameterError(f"match is {match!r}.", fix='Use "name" or "order".')
+    by_order = _in_order(state, own, source)
     state, note = _without_prefix(dict(state), own)
+    if match == "order" and not set(state) & set(own):
+        if by_order is None:
+            raise CheckpointError(
+                f"The tensors of {source} are not those of {type(module).__name__} in order, shape and kind.",
+                cause="another architecture, or a safetensors file, which keeps no order.",
+                fix="Name the architecture that the checkpoint was saved from, or rename the tensors.",
+            )
+        state, note = by_order, f"put {len(by_order)} tensors in by their order, not by name; check the clean accuracy"
     # Counters of batch normalisation do nothing in eval mode; old checkpoints lack them.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -132,7 +149,9 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         raise CheckpointError(
             f"{source} does not fit {type(module).__name__}: {_some('missing', missing)}; {_some('unexpected', unexpected)}.",
             cause=_prefix_cause(missing, unexpected),
-            fix="Name the architecture that the checkpoint was saved from, with the same arguments.",
+            fix=f'All {len(by_order)} tensors fit by order, shape and kind: give match="order".'
+            if by_order is not None
+            else "Name the architecture that the checkpoint was saved from, with the same arguments.",
         )
     for name, value in own.items():
         if name in state and state[name].shape != value.shape:
@@ -140,6 +159,26 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     module.load_state_dict(state, strict=False)
     if note:
         warn(f"{source}: {note}")
+
+
+_KINDS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var", "kernel": "weight"}
+
+
+def _in_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> State | None:
+    """Return the tensors of a file under the names of a network, by order; None where one of them does not fit its place."""
+
+    def kind(name: str) -> str:
+        leaf = name.rpartition(".")[2]
+        return _KINDS.get(leaf, leaf)
+
+    names = [name for name in own if not name.endswith("num_batches_tracked")]
+    there = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    if source.endswith(".safetensors") or len(names) != len(there):
+        return None
+    pairs = list(zip(names, there, strict=True))
+    if any(own[a].shape != there[b].shape or kind(a) != kind(b) for a, b in pairs):
+        return None
+    return {a: there[b] for a, b in pairs}
 
 
 def _some(kind: str, names: list[str]) -> str:

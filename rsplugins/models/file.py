@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ def load(
     input_size: Sequence[int] | None = None,
     resize: tuple[int, int] | None = None,
     key: str | None = None,
+    match: str = "name",
 ) -> Classifier:
     """Load a checkpoint into a network.
 
     Args:
         reference: the file: ``.safetensors``, or ``.pt``/``.pth`` holding tensors only (anything else in it is refused, not run).
-        architecture: the network: a name of :mod:`rsplugins.models.architectures`, ``"module:constructor"``, a constructor, or a
+        architecture: the network: a name of :mod:`rsplugins.models.architectures`, ``"timm:NAME"``, ``"module:constructor"``, a
+            constructor, or a
             module to fill.
         arguments: of the constructor.
         num_classes: passed to the constructor when it takes it, and checked.
@@ -39,6 +42,7 @@ def load(
         input_size: (C, H, W) of the raw images.
         resize: (H, W) when the network needs another size than the raw images have.
         key: the entry of a legacy checkpoint that holds the weights, when there are several.
+        match: ``"name"``, or ``"order"`` where the names are others; see :func:`rsplugins.models.checkpoint.fit`.
 
     Raises:
         CheckpointError: no checkpoint, or one that does not fit; with the keys and the likely reason.
@@ -47,9 +51,15 @@ def load(
     path = Path(reference).expanduser()
     state = checkpoint.read(path, key)
     network = _build(path, architecture, dict(arguments or {}), num_classes)
-    checkpoint.fit(network, state, str(path))
+    checkpoint.fit(network, state, str(path), match=match)
     return wrap(
-        network, mean=mean, std=std, input_size=input_size, num_classes=num_classes, resize=resize, source=f"file:{path.name}"
+        network,
+        mean=mean,
+        std=std,
+        input_size=input_size,
+        num_classes=num_classes,
+        resize=resize,
+        source=f"file:{path.name}" + (" (weights by order)" if match == "order" else ""),
     )
 
 
@@ -74,6 +84,8 @@ def _build(path: Path, architecture: Any, arguments: dict[str, Any], num_classes
 
 
 def _takes(constructor: Callable[..., Any], name: str) -> bool:
+    if isinstance(constructor, partial):
+        return True  # of timm, whose models all take it
     try:
         return name in inspect.signature(constructor).parameters
     except (TypeError, ValueError):

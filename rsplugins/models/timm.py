@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from torch import nn
 
 from rsplugins.classifier import ChannelValues, Classifier, wrap
-from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError, did_you_mean
+from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError, did_you_mean, warn
 from rsplugins.models import checkpoint
 
 _ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -34,6 +34,7 @@ def load(
     num_classes: int | None = None,
     mean: ChannelValues | None = None,
     std: ChannelValues | None = None,
+    match: str = "name",
     **arguments: Any,
 ) -> Classifier:
     """Load a timm model.
@@ -47,6 +48,8 @@ def load(
         num_classes: outputs of the head, for local or random weights; by default as in ``pretrained_cfg``.
         mean: in place of the one in ``pretrained_cfg``, for weights of your own.
         std: in place of the one in ``pretrained_cfg``, for weights of your own.
+        match: ``"name"``, or ``"order"`` for local weights whose names are others; see
+            :func:`rsplugins.models.checkpoint.fit`.
         arguments: passed on to ``timm.create_model``, such as ``img_size=``, ``in_chans=``.
 
     Raises:
@@ -61,16 +64,34 @@ def load(
         raise ParameterError("pretrained=True and checkpoint_path name two sources of weights.", fix="Leave one of them out.")
     network = _create(reference, from_hub, num_classes, arguments)
     if checkpoint_path is not None:
-        checkpoint.fit(network, checkpoint.read(checkpoint_path), str(checkpoint_path))
+        checkpoint.fit(network, checkpoint.read(checkpoint_path), str(checkpoint_path), match=match)
     spec: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     _check_head(reference, network, from_hub, num_classes)
-    return wrap(
+    size = _input_size(spec, arguments)
+    classifier = wrap(
         network,
-        mean=spec["mean"] if mean is None else mean,
-        std=spec["std"] if std is None else std,
-        input_size=_input_size(spec, arguments),
-        source=f"timm:{reference}",
+        mean=_by_channel("mean", spec, size[0]) if mean is None else mean,
+        std=_by_channel("std", spec, size[0]) if std is None else std,
+        input_size=size,
+        source=f"timm:{reference}" + (" (weights by order)" if match == "order" and checkpoint_path is not None else ""),
     )
+    classifier.preparation = preparation(spec)
+    return classifier
+
+
+def preparation(spec: Any) -> dict[str, Any]:
+    """Return what a ``pretrained_cfg`` says about how images are brought to the model's size."""
+    return {key: spec.get(key) for key in ("crop_pct", "interpolation", "crop_mode", "mean")}
+
+
+def _by_channel(name: str, spec: dict[str, Any], channels: int) -> Any:
+    """Return mean or std for another number of channels: the average, as timm adapts the first layer's weights to all alike."""
+    values = spec[name]
+    if len(values) in (1, channels):
+        return values
+    average = sum(values) / len(values)
+    warn(f"timm's {name} is for {len(values)} channels, and the model takes {channels}: the average, {average:.4g}, is used")
+    return average
 
 
 def _check_name(reference: str) -> None:

@@ -62,7 +62,12 @@ def load(
         # the models that fix the number of frames say a minimum above 1
         least = int(chosen.meta.get("min_temporal_size", 1))
         size = (3, frames or max(least, _FRAMES), *side)
-    return wrap(network, mean=transforms.mean, std=transforms.std, input_size=size, source=f"torchvision:{reference}")
+    classifier = wrap(network, mean=transforms.mean, std=transforms.std, input_size=size, source=f"torchvision:{reference}")
+    if len(size) == 3:
+        resize = list(transforms.resize_size)
+        how = {"resize": resize[0] if len(resize) == 1 else resize, "interpolation": transforms.interpolation.value}
+        classifier.preparation = how
+    return classifier
 
 
 def _weights(reference: str, name: str | None) -> Any:

@@ -47,6 +47,7 @@ class Request:
         data_root: where data sets lie.
         split: of the data set.
         model_options: for the model source.
+        data_options: for the data set.
         device: such as ``"cuda"``; None chooses.
         execution: how to run the model.
         shard: this process's share.
@@ -65,6 +66,7 @@ class Request:
     data_root: Path | None = None
     split: str = "test"
     model_options: Mapping[str, Any] = field(default_factory=dict)
+    data_options: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
     execution: Execution = field(default_factory=Execution)
     shard: Shard | None = None
@@ -245,6 +247,7 @@ def default_directory(request: Request) -> Path:
     chosen = request.execution
     asked = [request.model, request.data, request.methods, dict(request.settings), request.stop_at, request.start, request.stop]
     asked += [request.stride, request.split, dict(request.model_options), chosen.seed, chosen.dtype, chosen.compile, chosen.sound]
+    asked += [dict(request.data_options)] if request.data_options else []
     if request.is_default and asked == [None, None, (), {}, (), 0, None, 1, "test", {}, 0, "float32", False, False]:
         return Path("runs/default")
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -263,7 +266,15 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
     reference, data = request.model or f"zoo:{zoo.DEFAULT_MODEL}", request.data or DEFAULT_DATASET
     classifier = models.load(reference, **request.model_options)
     classifier.to(_device(request.device))
-    dataset = load_data(data, root=request.data_root, split=request.split, input_size=classifier.input_size)
+    dataset = load_data(
+        data,
+        root=request.data_root,
+        split=request.split,
+        input_size=classifier.input_size,
+        preparation=classifier.preparation,
+        **request.data_options,
+    )
+    dataset.check_classes(classifier.num_classes)
     return classifier, dataset, (reference, data)
 
 

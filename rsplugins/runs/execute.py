@@ -136,6 +136,7 @@ def execute(
         UsageError: the directory holds a run with other parameters; the text lists each as ``key: old -> new``.
         RunError: another process writes the same records.
     """
+    dataset.check_classes(certifier.classifier.num_classes)
     manifest = build_manifest(entry, certifier, dataset, indices, model=model, data=data, command=command)
     seal = _sealer(directory, write_manifest(directory, manifest))
     refuse_edited(directory)
@@ -178,10 +179,22 @@ def _read(dataset: Dataset, index: int) -> tuple[Tensor, int]:
         ) from error
 
 
+def _clean(classifier: Classifier, image: Tensor) -> int | None:
+    """Return the model's prediction without noise; None where it takes windows of the image only."""
+    import torch
+
+    if classifier.input_size != tuple(image.shape):
+        return None
+    with torch.no_grad():
+        logits = classifier(image[None].to(classifier.device))
+    return int(logits.argmax(1)) if bool(logits.isfinite().all()) else None
+
+
 def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Sequence[int], writer: Writer, task: Any) -> None:
     from rsplugins.certification import check_inputs, run_certifier
 
     labels: dict[int, int] = {}
+    clean: dict[int, int | None] = {}
 
     answered = 0
 
@@ -197,12 +210,23 @@ def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Se
                 advance()
                 continue
             check_inputs(certifier, image[None])
+            clean[index] = _clean(certifier.classifier, image)
             yield index, image
 
     with task as advance:
         for gathered in run_certifier(entry, certifier, images()):
             label = labels.pop(gathered.index)
-            writer.append(Record(gathered.index, label, gathered.evidence, gathered.samples, gathered.seconds, gathered.error))
+            writer.append(
+                Record(
+                    gathered.index,
+                    label,
+                    gathered.evidence,
+                    gathered.samples,
+                    gathered.seconds,
+                    gathered.error,
+                    clean.pop(gathered.index),
+                )
+            )
             answered += 1
             advance()
     if answered != len(todo):

@@ -17,7 +17,7 @@ from rsplugins.errors import RunError, warn
 from rsplugins.runs.files import lock
 
 RECORDS = "records.jsonl"
-_OPTIONAL = ("by", "run", "seal")
+_PROVENANCE = ("by", "run", "seal")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Record:
         samples: forward passes spent on it.
         seconds: wall-clock time spent on it.
         error: why the input failed, when it failed.
+        clean: what the model predicts for the input without noise; no evidence, and absent in records of earlier releases.
         by: the version of rsplugins that made the record, where it is not the one that the manifest names: a resumed run.
         run: the seal of the run's manifest; see :mod:`rsplugins.runs.seals`. Empty in runs of earlier releases.
         seal: a digest of all other fields.
@@ -42,13 +43,15 @@ class Record:
     samples: int
     seconds: float
     error: str | None = None
+    clean: int | None = None
     by: str = ""
     run: str = ""
     seal: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """Return what the record's line holds: all fields, those for provenance where they are set."""
-        return {key: value for key, value in self.__dict__.items() if value or key not in _OPTIONAL}
+        """Return what the record's line holds: all fields, the optional ones where they are set."""
+        optional = {key for key in _PROVENANCE if not getattr(self, key)} | ({"clean"} if self.clean is None else set())
+        return {key: value for key, value in self.__dict__.items() if key not in optional}
 
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the line end."""
@@ -72,7 +75,8 @@ class Record:
             if record.seal and "error" not in fields:
                 raise ValueError("not a record: a sealed one has the field `error`")
             good = isinstance(record.index, int) and isinstance(record.label, int) and isinstance(record.evidence, dict)
-            good = good and all(isinstance(getattr(record, key), str) for key in _OPTIONAL)
+            good = good and all(isinstance(getattr(record, key), str) for key in _PROVENANCE)
+            good = good and (record.clean is None or type(record.clean) is int)
         except TypeError as error:
             raise ValueError(f"not a record: {error}") from None
         if not good:

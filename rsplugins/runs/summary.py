@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from scipy.stats import binom
+
 from rsplugins.certificate import Certificate, Claim, Guarantee
 from rsplugins.errors import ParameterError
 from rsplugins.runs.record import Record
@@ -89,11 +91,40 @@ def summarise(run: Run) -> dict[str, Any]:
         "sigma": run.manifest.parameters.get("sigma"),
         "n": run.manifest.parameters.get("n"),
         "missing": len(run.missing),
+        **clean_numbers(run.rows, run.manifest.data.get("num_classes")),
         **_numbers(run.rows),
         "records_sha256": records_sha256(row.record for row in run.rows),
     }
     # No summary.json has this: it is written for runs that verify.
     return found | {"certifies": False, "problems": list(run.problems)} if run.problems else found
+
+
+def clean_numbers(rows: Sequence[Row], num_classes: int | None) -> dict[str, Any]:
+    """Return the accuracy of the model without noise on the same inputs, and a doubt where it is at or below chance.
+
+    Inputs that failed before the model saw them count as wrong, as they do in every rate. Nothing is said where a record that did
+    not fail has no prediction, as in runs of earlier releases.
+    """
+    known = bool(rows) and all(row.record.clean is not None or row.failed for row in rows)
+    if not known or all(row.record.clean is None for row in rows):
+        return {}
+    seen = [row for row in rows if row.record.clean is not None]
+    right = sum(row.record.clean == row.record.label for row in seen)
+    return {"clean_correct": right, "clean_accuracy": right / len(rows), "doubt": _doubt(right, len(seen), num_classes)}
+
+
+def _doubt(right: int, total: int, num_classes: int | None) -> str:
+    if not num_classes or num_classes < 2:
+        return ""
+    below = float(binom.cdf(right, total, 1 / num_classes)) < 0.001
+    if not below and (total < 30 or interval(right, total)[1] > 0.15):
+        return ""
+    where = "below chance" if below else "near zero"
+    return (
+        f"The model's clean accuracy is {where}: {right} of {total} inputs are right, where guessing among {num_classes} classes "
+        f"gives {100 / num_classes:.3g} %. Likely causes: the classes are in another order than the model's outputs (--data-option "
+        "classes=), the wrong mean and std, random weights, or a model of other data."
+    )
 
 
 def score(certificates: Sequence[Certificate], labels: Iterable[int], *, radii: Sequence[float] | None = None) -> dict[str, Any]:

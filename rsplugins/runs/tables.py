@@ -99,14 +99,16 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
         grid = radius_columns(members)
         certified = not title.startswith((ESTIMATES, EDITED))
         mean = "ACR" if certified else "mean r"  # an average of estimates is no average certified radius
-        fixed = ("method", "guarantee", "n", "sigma", "inputs", "failed", "abstain", "accuracy", mean)
+        fixed = ("method", "guarantee", "n", "sigma", "inputs", "failed", "abstain", "clean accuracy", "accuracy", mean)
         header = (*fixed, *(radius_label(radius, members) for radius in grid))
         rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
         what = "with at least that certified radius" if certified else "at the estimated radius (no certificates)"
         note = (
             f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. "
-            f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. Printed numbers are rounded down."
+            f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. "
+            "clean accuracy: of the model without noise, on the same inputs. Printed numbers are rounded down."
         )
+        note = " ".join([note, *sorted({doubt for run in members if (doubt := summarise(run).get("doubt"))})])
         tables.append(Table(title, header, rows, text_columns=2, note=note))
     return tables
 
@@ -168,10 +170,17 @@ def _cells(run: Run, grid: Sequence[float]) -> tuple[str, ...]:
         str(summary["inputs"]),
         str(summary["failed"]),
         f"{100 * summary['abstention_rate']:.1f}",
+        clean_cell(run),
         percent(summary["correct"], total),
         mean_text(run.rows),
         *(percent(certified_count(run.rows, radius), total) for radius in grid),
     )
+
+
+def clean_cell(run: Run) -> str:
+    """Return the model's accuracy without noise in percent, or a dash where the records do not say it."""
+    count = summarise(run).get("clean_correct")
+    return "-" if count is None else percent(count, max(1, len(run.rows)))
 
 
 def percent(count: int, total: int) -> str:

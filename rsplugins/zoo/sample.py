@@ -29,7 +29,12 @@ FAR = 5.0
 
 
 def load_once(
-    reference: str, split: str, classifier: Classifier, root: Path | None, loaded: dict[tuple[str, str], Dataset]
+    reference: str,
+    split: str,
+    classifier: Classifier,
+    root: Path | None,
+    loaded: dict[tuple[str, str], Dataset],
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load a data set, or return it from those that were loaded before.
 
@@ -37,9 +42,16 @@ def load_once(
         DataNotFoundError: it is not here.
         PluginUnavailableError: what reads it is not installed.
     """
-    key = (reference, split)
+    key = (reference + (json.dumps(dict(options), sort_keys=True) if options else ""), split)
     if key not in loaded:
-        loaded[key] = load_data(reference, root=root, split=split, input_size=classifier.input_size)
+        loaded[key] = load_data(
+            reference,
+            root=root,
+            split=split,
+            input_size=classifier.input_size,
+            preparation=classifier.preparation,
+            **(options or {}),
+        )
     return loaded[key]
 
 
@@ -89,7 +101,7 @@ def _certified(
     import torch
 
     run, records = read_manifest(directory), read_records(directory)
-    data = load_once(run.data["reference"], run.data.get("split", "test"), classifier, root, loaded)
+    data = load_once(run.data["reference"], run.data.get("split", "test"), classifier, root, loaded, run.data.get("options"))
     chosen = _spread([record for record in records.values() if record.error is None], CERTIFIED)
     indices = [record.index for record in chosen]
     images = torch.stack([data[index][0] for index in indices])

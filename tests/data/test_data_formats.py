@@ -125,10 +125,10 @@ def test_any_folder_of_images(tmp_path):
         Image.new("RGBA", (4, 4), (colour, 0, 0, 9)).save(tmp_path / "pets" / "test" / name / "a.PNG")
     (tmp_path / "pets" / "test" / ".cache").mkdir()
     (tmp_path / "pets" / "test" / "cat" / "notes.txt").write_text("no image")
-    data = load("folder:pets", root=tmp_path)
+    data = load("folder:pets", root=tmp_path, alpha="drop")
     assert (data.name, data.split, data.classes, data.labels.tolist()) == ("folder:pets", "test", ("cat", "dog"), [0, 0, 1, 1])
     torch.testing.assert_close(data[2][0], torch.tensor([200 / 255, 0, 0]).view(3, 1, 1).expand(3, 4, 4))
-    grey = load(f"folder:{tmp_path / 'pets'}", input_size=(1, 4, 4))
+    grey = load(f"folder:{tmp_path / 'pets'}", input_size=(1, 4, 4), alpha="drop")
     torch.testing.assert_close(grey[1][0], torch.full((1, 4, 4), 100 / 255))
     assert data.fingerprint() != grey.fingerprint()
 
@@ -139,9 +139,9 @@ def test_images_are_resized_by_the_short_side_and_cropped_in_the_centre(tmp_path
     image[:, 10:20] = 255
     (tmp_path / "a").mkdir()
     Image.fromarray(image).save(tmp_path / "a" / "x.png")
-    exact = load(f"folder:{tmp_path}", input_size=(1, 10, 10))[0][0]
+    exact = load(f"folder:{tmp_path}", input_size=(1, 10, 10), crop=1.0)[0][0]
     assert bool((exact == 1).all())
-    half = load(f"folder:{tmp_path}", input_size=(1, 5, 5))[0][0]
+    half = load(f"folder:{tmp_path}", input_size=(1, 5, 5), crop=1.0)[0][0]
     assert half.shape == (1, 5, 5)
     assert bool((half[0, :, 1:4] > 0.95).all())
 
