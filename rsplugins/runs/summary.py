@@ -122,8 +122,8 @@ def _doubt(right: int, total: int, num_classes: int | None) -> str:
     where = "below chance" if below else "near zero"
     return (
         f"The model's clean accuracy is {where}: {right} of {total} inputs are right, where guessing among {num_classes} classes "
-        f"gives {100 / num_classes:.3g} %. Likely causes: the classes are in another order than the model's outputs (--data-option "
-        "classes=), the wrong mean and std, random weights, or a model of other data."
+        f"gives {100 / num_classes:.3g} %. Likely causes: the classes are in another order than the model's outputs "
+        "(--data-option classes=), the wrong mean and std, random weights, or a model of other data."
     )
 
 
