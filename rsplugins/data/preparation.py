@@ -1,8 +1,8 @@
 """How a photograph of any size becomes an input of the model's size: one rule for every source of image files.
 
 From weakest to strongest: the field's custom on ImageNet (bicubic, the crop is 7/8 of the resized short side), what the model's
-own configuration says, what options say. An image that is already stored at the model's size stays as it is unless options say how to
-prepare it.
+own configuration says, what options say. An image that is already stored at the model's size stays as it is unless options say how
+to prepare it.
 """
 
 from __future__ import annotations

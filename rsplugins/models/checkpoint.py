@@ -122,8 +122,8 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str, match: str 
         state: names and tensors.
         source: what to call the checkpoint in errors.
         match: ``"name"``, or ``"order"``: where the names are others, the tensors are taken in the order of the file, all of
-            them, each of the shape (and, where it says so, the kind: weight, bias, running_mean, running_var) of its place. Neighbours
-            of one shape are told apart by the order alone.
+            them, each of the shape (and, where it says so, the kind: weight, bias, running_mean, running_var) of its place.
+            Neighbours of one shape are told apart by the order alone.
 
     Raises:
         ParameterError: another ``match``.

@@ -28,8 +28,8 @@ def check_format(path: Path) -> None:
         raise CheckpointError(
             f"{path} is {kind}: a whole network with its code, not a checkpoint.",
             cause="loading it runs what is in the file, so this package does not do it by itself.",
-            fix=f"Where you trust it: rsplugins.wrap({call}, mean=..., std=..., input_size=(C, H, W)), for certifiers that sample; "
-            f"or save its weights, torch.save({call}.state_dict(), PATH), and name the architecture.",
+            fix=f"Where you trust it: rsplugins.wrap({call}, mean=..., std=..., input_size=(C, H, W)), for certifiers that "
+            f"sample; or save its weights, torch.save({call}.state_dict(), PATH), and name the architecture.",
         )
     other = next((kind for start, kind in _HEADS.items() if head.startswith(start)), "")
     if path.suffix.lower() == ".onnx" or (head[:1] == b"\x08" and head[1:2] <= b"\x14" and head[2:3] in (b"\x12", b"\x3a")):
