@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from rsplugins.certificate import Certificate, Claim, Guarantee
 from rsplugins.errors import ParameterError
@@ -116,7 +116,7 @@ def clean_numbers(rows: Sequence[Row], num_classes: int | None) -> dict[str, Any
 def _doubt(right: int, total: int, num_classes: int | None) -> str:
     if not num_classes or num_classes < 2:
         return ""
-    below = float(binom.cdf(right, total, 1 / num_classes)) < 0.001
+    below = float(bdtr(right, total, 1 / num_classes)) < 0.001
     if not below and (total < 30 or interval(right, total)[1] > 0.15):
         return ""
     where = "below chance" if below else "near zero"

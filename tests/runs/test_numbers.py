@@ -156,7 +156,21 @@ def test_runs_that_verified_one_radius_have_that_column_alone():
 def test_markdown_and_latex_hold_the_same_cells():
     table = result_tables([run(*FIVE, method="a_b", sigma=0.25, n=1000)])[0]
     markdown, latex = table.to_markdown(), table.to_latex()
-    cells = ["probabilistic, alpha=0.001", "1,000", "0.25", "5", "1", "20.0", "40.0", "0.2500", "40.0", "40.0", "40.0", "20.0"]
+    cells = [
+        "probabilistic, alpha=0.001",
+        "1,000",
+        "0.25",
+        "5",
+        "1",
+        "20.0",
+        "-",
+        "40.0",
+        "0.2500",
+        "40.0",
+        "40.0",
+        "40.0",
+        "20.0",
+    ]
     assert f"| a_b | {' | '.join(cells)} |" in markdown
     assert rf"a\_b & {' & '.join(cells)} \\" in latex
     assert latex.count("\\begin") == latex.count("\\end") == 2
