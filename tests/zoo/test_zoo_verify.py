@@ -241,7 +241,7 @@ def test_chosen_inputs_of_a_run_are_no_evidence(model):
 
 
 def test_an_imported_log_is_no_evidence(model, tmp_path):
-    (tmp_path / "log.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t0\t0\t9.0\t1\t0:00:01\n")
+    (tmp_path / "log.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t0\t0\t0.5\t1\t0:00:01\n")
     claimed = claimed_parameters(guarantee="probabilistic", norm="l2", alpha=0.001, sigma=0.25, n=10_000)
     import_log(tmp_path / "log.tsv", tmp_path / "log", method="gaussian", claimed=claimed)
     place = model / "records" / "gaussian"
