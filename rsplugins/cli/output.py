@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rsplugins.runs.scoring import Run
 
 PIPED_WIDTH = 140
-RADII = 4
+WIDTHS = ((4, 128), (3, 118), (2, 107), (1, 96))
+"""How many radii a table shows, and the width that this takes; narrower ones show one, and leave counts and abstentions out."""
 
 
 def say(text: str) -> None:
@@ -124,27 +125,29 @@ def print_runs(runs: Sequence[Run]) -> None:
 
     from rsplugins.runs.tables import group_runs, run_names
 
+    width = None if sys.stdout.isatty() else max(PIPED_WIDTH, shutil.get_terminal_size().columns)
+    console = Console(width=width, highlight=False)
+    radii = next((count for count, needed in WIDTHS if console.width >= needed), 0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "guarantee"):
-        table.add_column(heading, no_wrap=heading == "method" or not sys.stdout.isatty())
-    for heading in ("inputs", "abstain", "clean accuracy", "accuracy", ""):
+    table.add_column("method", no_wrap=True)
+    table.add_column("guarantee", min_width=len("probabilistic,"), no_wrap=not sys.stdout.isatty())
+    for heading in (*(("inputs", "abstain") if radii else ()), "clean", "accuracy", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    for _ in range(RADII):
+    for _ in range(radii or 1):
         table.add_column("", justify="right", no_wrap=True)
     labels = dict(zip(map(id, runs), run_names(runs), strict=True))
     for title, members in group_runs(runs).items():
-        _add_group(table, title, members, labels)
-    width = None if sys.stdout.isatty() else max(PIPED_WIDTH, shutil.get_terminal_size().columns)
-    console = Console(width=width, highlight=False)
+        _add_group(table, title, members, labels, radii)
     console.print(table)
     console.print(
         "accuracy and r=...: percent of all inputs that are right with at least that radius on raw [0, 1] pixels; "
+        "clean: the model itself, without noise, on the same inputs; "
         "ACR: average certified radius over all inputs, 0 where wrong or abstained; n and sigma are in the report",
         style="dim",
     )
 
 
-def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str]) -> None:
+def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str], radii: int) -> None:
     from rsplugins.runs.summary import certified_count, summarise
     from rsplugins.runs.tables import (
         EDITED,
@@ -158,18 +161,20 @@ def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int,
     )
 
     grid = radius_columns(members)[1:]
-    grid = [grid[len(grid) * k // RADII] for k in range(RADII)] if len(grid) > RADII else grid
+    shown = radii or 1
+    grid = [grid[len(grid) * k // shown] for k in range(shown)] if len(grid) > shown else grid
     estimates = title.startswith(ESTIMATES)
     edited = title.startswith(EDITED)
     heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
     style = "bold red" if edited else "bold yellow" if estimates else "bold green"
     mean = "mean r" if estimates or edited else "ACR"  # an average of estimates is no average certified radius
-    table.add_row(*heading, "", "", "", "", mean, *[radius_label(radius, members) for radius in grid], style=style)
+    table.add_row(*heading, *[""] * (4 if radii else 2), mean, *[radius_label(radius, members) for radius in grid], style=style)
     for run in members:
         summary = summarise(run)
         total = max(1, summary["inputs"])
         inputs = f"{summary['inputs']}" + (f" ({summary['failed']} failed)" if summary["failed"] else "")
-        cells = [labels[id(run)], guarantee_label(run), inputs, f"{100 * summary['abstention_rate']:.1f}"]
+        cells = [labels[id(run)], guarantee_label(run)]
+        cells += [inputs, f"{100 * summary['abstention_rate']:.1f}"] if radii else []
         cells += [clean_cell(run), percent(summary["correct"], total), mean_text(run.rows)]
         table.add_row(*cells, *[percent(certified_count(run.rows, radius), total) for radius in grid])
     table.add_section()
