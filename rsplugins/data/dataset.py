@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsplugins.data import conversion
 from rsplugins.errors import DataNotFoundError, ParameterError, UnreadableInputError
 
 _SAMPLE = 16
@@ -60,6 +61,104 @@ class Dataset:
         named = len(self.classes) if self.classes is not None else int(self.labels.max(initial=-1)) + 1
         self.num_classes = named if num_classes is None else num_classes
         self.input_size = None if input_size is None else tuple(int(side) for side in input_size)
+        self._pixels = ""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Any,
+        labels: Any,
+        *,
+        name: str = "arrays",
+        split: str = "test",
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Return a data set of images that are in memory.
+
+        Args:
+            images: a tensor or numpy array (N, C, H, W), or (N, C, T, H, W) for videos, or a list of tensors of one shape:
+                floats in [0, 1], or 8-bit pixels, which are divided by 255. Not copied where that is not needed.
+            labels: the class of each image, whole numbers from 0.
+            name: what runs call the data.
+            split: what runs call the split.
+            num_classes: how many classes there are; by default one more than the largest label.
+            classes: their names.
+
+        Raises:
+            InputValueError: images that are no raw images; with the likely cause.
+            ParameterError: labels that are no classes, or another number of them.
+
+        Example:
+            >>> data = Dataset.from_arrays(np.zeros((3, 1, 8, 8)), [0, 1, 1])
+            >>> len(data), data.num_classes, data.input_size
+            (3, 2, (1, 8, 8))
+        """
+        pixels, preparation = conversion.raw_images(images)
+        known = len(classes) if num_classes is None and classes is not None else num_classes
+        made = cls(
+            name=name,
+            split=split,
+            labels=conversion.class_labels(labels, len(pixels), known),
+            read=pixels.__getitem__,
+            num_classes=num_classes,
+            classes=classes,
+            input_size=pixels.shape[1:],
+            preparation=preparation,
+        )
+        # All pixels lie in memory, so that all of them, not a sample, tell these data from others.
+        made._pixels = conversion.pixels_sha256(pixels)
+        return made
+
+    @classmethod
+    def from_torch(
+        cls,
+        dataset: Any,
+        *,
+        name: str = "",
+        split: str = "test",
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Return a data set that reads from a torch one, such as torchvision's.
+
+        Args:
+            dataset: indexed, of (image, label): the image a tensor in [0, 1], 8-bit pixels, or a Pillow picture; without
+                normalisation and without random transforms.
+            name: what runs call the data; the class's name by default.
+            split: what runs call the split.
+            num_classes: how many classes there are; by default what ``dataset.classes`` says, else one more than the largest label.
+            classes: their names; by default ``dataset.classes``.
+
+        Raises:
+            ParameterError: a stream, a DataLoader, a random transform, or items that are no pairs; with the line that converts it.
+            InputValueError: the first image is no raw image, such as a normalised one.
+
+        Example:
+            >>> from torch.utils.data import TensorDataset
+            >>> data = Dataset.from_torch(TensorDataset(torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])))
+            >>> len(data), data.num_classes, data[3][1]
+            (4, 3, 0)
+        """
+        conversion.map_style(dataset)
+        count = len(dataset)
+        if count == 0:
+            raise ParameterError("The data set has no items.", fix="Pass one with at least one image.")
+        conversion.check_same_twice(dataset)
+        labels = conversion.class_labels(conversion.torch_labels(dataset, count), count, num_classes)
+        found = getattr(dataset, "classes", None) if classes is None and num_classes is None else classes
+        named = found if found is not None and len(found) > int(labels.max()) else None
+        read = conversion.torch_reader(dataset, labels)
+        shapes = {tuple(read(index).shape) for index in {0, count // 2, count - 1}}
+        return cls(
+            name=name or type(dataset).__name__,
+            split=split,
+            labels=labels,
+            read=read,
+            num_classes=num_classes,
+            classes=None if named is None else [str(each) for each in named],
+            input_size=shapes.pop() if len(shapes) == 1 else None,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,9 +228,12 @@ class Dataset:
         )
 
     def fingerprint(self) -> str:
-        """Return a sha256 over name, split, all labels, the preparation, and the pixels of up to 16 evenly spaced images."""
+        """Return a sha256 over name, split, all labels, the preparation, and the pixels of up to 16 evenly spaced images.
+
+        Images in memory enter with all their pixels.
+        """
         digest = hashlib.sha256(f"{self.name}\n{self.split}\n{len(self)}\n{self.num_classes}\n{self.preparation}\n".encode())
-        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(self.labels.astype("<i8").tobytes() + self._pixels.encode())
         for index in np.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=int):
             try:
                 image, _ = self[int(index)]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
-from rsplugins.errors import RunError
+from rsplugins.certificate import Certificate, Claim, Evidence, Gathered, Guarantee, Norm
+from rsplugins.errors import PluginUnavailableError, RunError
 from rsplugins.runs.manifest import Manifest, read_manifest, read_values
 from rsplugins.runs.record import Record, RecordFile, read_files, united
 from rsplugins.runs.seals import MANIFEST, SEAL, manifest_problems, record_problems
@@ -80,6 +81,96 @@ class Run:
     def name(self) -> str:
         """The method, for tables and legends."""
         return self.manifest.method
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> list[int]:
+        """The true class of each input, in the order of :meth:`certificates`."""
+        return [row.record.label for row in self.rows]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of the run, as its ``summary.json`` has them: ``accuracy``, ``acr``, ``curve``, ``guarantee``.
+
+        A run that was edited certifies none: ``certifies`` is false then, and ``problems`` says why.
+        """
+        from rsplugins.runs.summary import summarise
+
+        return copy.deepcopy(summarise(self))
+
+    def certificates(self) -> list[Certificate]:
+        """Return a certificate an input, as :func:`rsplugins.certify` does in memory, recomputed from the evidence.
+
+        Raises:
+            RunError: the run was edited: nothing of it is certified.
+        """
+        self._refuse_problems()
+        return [certificate_of(row, self.manifest) for row in self.rows]
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row an input, by its index in the data set.
+
+        Its columns: label, prediction (missing for an abstention), radius, correct, abstained, guarantee, norm, alpha, rule,
+        samples, seconds, error.
+
+        Raises:
+            RunError: the run was edited.
+            PluginUnavailableError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise PluginUnavailableError("pandas is not installed.", fix="pip install pandas") from error
+        rows = [
+            {
+                "index": one.index,
+                "label": row.record.label,
+                "prediction": one.prediction,
+                "radius": one.radius,
+                "correct": row.correct,
+                "abstained": one.abstained,
+                "guarantee": str(one.guarantee),
+                "norm": str(one.norm),
+                "alpha": one.alpha,
+                "rule": one.rule,
+                "samples": one.samples,
+                "seconds": one.seconds,
+                "error": one.error,
+            }
+            for row, one in zip(self.rows, self.certificates(), strict=True)
+        ]
+        return pandas.DataFrame(rows, columns=_COLUMNS).set_index("index").astype({"prediction": "Int64", "alpha": "Float64"})
+
+    def _refuse_problems(self) -> None:
+        if self.problems:
+            raise edited(self.directory, self.problems)
+
+
+_COLUMNS = (
+    *("index", "label", "prediction", "radius", "correct", "abstained", "guarantee", "norm", "alpha", "rule"),
+    *("samples", "seconds", "error"),
+)
+"""Of :meth:`Run.to_pandas`."""
+
+
+def certificate_of(row: Row, manifest: Manifest) -> Certificate:
+    """Return what :func:`rsplugins.certify` would have returned for an input of a run."""
+    record = row.record
+    gathered = Gathered(record.index, record.evidence, record.samples, record.seconds, record.error)
+    function = {"sha256": manifest.model.get("sha256"), "dtype": manifest.dtype, "compile": manifest.compile}
+    function |= {"sound": manifest.sound, **manifest.function}
+    if manifest.imported is not None and row.claim is not None:
+        said = row.claim
+        return Certificate(
+            *(record.index, manifest.method, row.prediction, row.radius, said.guarantee, said.norm, said.alpha),
+            *(record.samples, record.seconds, record.evidence, manifest.parameters, function, said.rule, said.assumptions),
+        )
+    from rsplugins.certification import certificate_from
+    from rsplugins.host import get_host
+
+    entry = get_host().find("certifier", manifest.method)
+    return certificate_from(gathered, row.claim, entry, parameters=manifest.parameters, function=function)
 
 
 def claim_function(manifest: Manifest) -> ClaimFunction:
@@ -178,8 +269,13 @@ def refuse_edited(directory: Path) -> None:
     """
     problems = seal_problems(directory, read_files(directory))
     if problems:
-        raise RunError(
-            f"{directory} was edited: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""),
-            cause="the manifest or a record was changed after it was written, or records of another run were put in",
-            fix="restore the files, or certify again into an empty directory; `rsplugins merge A B` joins parts of one run",
-        )
+        raise edited(directory, problems)
+
+
+def edited(directory: Path, problems: Sequence[str]) -> RunError:
+    """Return the error for a run directory whose seals do not fit."""
+    return RunError(
+        f"{directory} was edited: {problems[0]}" + (f", and {len(problems) - 1} more" if len(problems) > 1 else ""),
+        cause="the manifest or a record was changed after it was written, or records of another run were put in",
+        fix="restore the files, or certify again into an empty directory; `rsplugins merge A B` joins parts of one run",
+    )
