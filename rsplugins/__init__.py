@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rsplugins import data
+    from rsplugins.api import attack, certify, load_data, open_run
     from rsplugins.certificate import Certificate, Claim, Evidence, Gathered, Guarantee, Norm
-    from rsplugins.certification import certify
     from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
     from rsplugins.classifier import Classifier, wrap
     from rsplugins.errors import RspluginsError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from rsplugins.models import load
+    from rsplugins.runs.scoring import Run
     from rsplugins.runs.summary import score
 
 _HOMES = {
@@ -43,10 +45,14 @@ _HOMES = {
     "MomentRuleDescriptor": "rsplugins.host",
     "Norm": "rsplugins.certificate",
     "RspluginsError": "rsplugins.errors",
+    "Run": "rsplugins.runs.scoring",
     "TrainingHookDescriptor": "rsplugins.host",
-    "certify": "rsplugins.certification",
+    "attack": "rsplugins.api",
+    "certify": "rsplugins.api",
     "hookimpl": "rsplugins.host",
     "load": "rsplugins.models",
+    "load_data": "rsplugins.api",
+    "open_run": "rsplugins.api",
     "score": "rsplugins.runs.summary",
     "wrap": "rsplugins.classifier",
 }
@@ -54,8 +60,13 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 -- the order a reader meets them in
     "wrap",
     "load",
+    "load_data",
     "certify",
+    "open_run",
     "score",
+    "attack",
+    "data",
+    "Run",
     "Classifier",
     "Certificate",
     "Claim",
@@ -84,9 +95,11 @@ def __getattr__(name: str) -> Any:
         from rsplugins.provenance import version
 
         return version()
-    if name in _HOMES:
-        import importlib
+    import importlib
 
+    if name == "data":
+        return importlib.import_module("rsplugins.data")
+    if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value

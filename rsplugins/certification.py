@@ -1,9 +1,9 @@
-"""``rsplugins.certify``: certificates for a batch of images, and the steps that it shares with runs."""
+"""From images to certificates, and the steps that a batch in memory shares with runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -18,71 +18,55 @@ if TYPE_CHECKING:
     from rsplugins.classifier import Classifier
 
 
-def certify(
+def certificates_of(
     classifier: Classifier,
-    x: Tensor,
-    method: str = "gaussian",
+    images: Iterable[tuple[int, Tensor]],
+    count: int,
+    method: str,
+    parameters: Mapping[str, Any],
+    execution: Execution,
     *,
-    seed: int = 0,
-    indices: Sequence[int] | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    compile: bool = False,
-    channels_last: bool | None = None,
-    sound: bool = False,
+    checked: Tensor | None = None,
     progress: bool = False,
-    **parameters: Any,
 ) -> list[Certificate]:
-    """Certify a batch of images with one method.
+    """Certify indexed images with one method and keep the certificates in memory; see :func:`rsplugins.certify`.
 
     Args:
-        classifier: from :func:`rsplugins.wrap` or :func:`rsplugins.load`.
-        x: images, a float tensor (N, C, H, W), or videos (N, C, T, H, W), on raw [0, 1] pixels; moved to the classifier's device.
-        method: a certifier's name; ``rsplugins plugins list`` shows them.
-        seed: noise is a function of (seed, index, sample number) alone.
-        indices: the inputs' stable indices, so that a subset gives the same results as the whole; 0 .. N-1 by default.
-        batch_size: images a forward pass, or ``"auto"``. Results do not depend on it.
-        dtype: ``"float32"`` or ``"bfloat16"``; part of the function that is certified.
-        compile: use ``torch.compile``; part of the function that is certified.
-        channels_last: memory layout; None chooses.
-        sound: draw noise on the grid of 8-bit images, which ``x`` must lie on: no claim is then "float-idealised"; see
-            :mod:`rsplugins.statistics.grid`. Part of the function that is certified.
+        classifier: the model.
+        images: (index, image) pairs, read one at a time.
+        count: how many there are.
+        method: a certifier's name.
+        parameters: the certifier's own.
+        execution: how to run the model.
+        checked: all images, where they are in memory: checked before anything is run. Others are checked as they are read.
         progress: show progress on standard error.
-        parameters: the certifier's own, such as ``sigma=0.25, n0=100, n=10_000, alpha=0.001``.
-
-    Returns:
-        One certificate an input, in order; :func:`rsplugins.score` holds them against labels.
-
-    Raises:
-        UsageError: ``classifier`` is not a Classifier.
-        InputValueError: ``x`` is outside [0, 1], not finite, or has the wrong shape or dtype.
-        ParameterError: a parameter has the wrong name or value, or no outcome could certify anything.
-        UnknownNameError, PluginError: the method does not exist, or failed.
     """
-    check_classifier(classifier)
-    execution = check_execution(
-        Execution(seed=seed, batch_size=batch_size, dtype=dtype, compile=compile, channels_last=channels_last, sound=sound)
-    )
     entry = get_host().find("certifier", method)
-    order = _check_indices(indices, len(x))
     certifier = prepare(entry, classifier, parameters, execution)
-    check_inputs(certifier, x)
+    if checked is not None:
+        check_inputs(certifier, checked)
     claim = entry.load_claim()
     values = certifier.parameters.model_dump(mode="json")
-    function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, "sound": sound}
-    function |= described_function(certifier)
+    function = {"sha256": classifier.fingerprint(), "dtype": execution.dtype, "compile": execution.compile}
+    function |= {"sound": execution.sound, **described_function(certifier)}
     from rsplugins.runs.progress import Silent, for_stream
+
+    def read() -> Iterator[tuple[int, Tensor]]:
+        for index, image in images:
+            if checked is None:
+                check_inputs(certifier, image[None])
+            yield index, image
 
     shown = for_stream() if progress else Silent()
     certificates: list[Certificate] = []
-    with shown.task(method, len(order)) as advance:
-        for gathered in run_certifier(entry, certifier, zip(order, x, strict=True)):
+    with shown.task(method, count) as advance:
+        for gathered in run_certifier(entry, certifier, read()):
             with guard(entry, "while it read a claim from evidence"):
                 said = None if gathered.error is not None else claim(gathered.evidence, values)
             certificates.append(certificate_from(gathered, said, entry, parameters=values, function=function))
             advance()
-    if len(certificates) != len(order):
-        raise PluginError(f"The {entry.label} returned {len(certificates)} results for {len(order)} inputs.")
+    if len(certificates) != count:
+        raise PluginError(f"The {entry.label} returned {len(certificates)} results for {count} inputs.")
     return certificates
 
 
@@ -141,7 +125,12 @@ _ELSEWHERE = {
 """What is looked for among a certifier's parameters and lies elsewhere."""
 
 
-def _check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
+def check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
+    """Return the inputs' indices, 0 .. count - 1 by default, checked.
+
+    Raises:
+        ParameterError: another number of them, one twice, or a negative one.
+    """
     if indices is None:
         return list(range(count))
     order = [int(index) for index in indices]

@@ -33,6 +33,7 @@ STOREYS = [
     # these two take plugins' moment rules
     ["certifiers.covariance", "certifiers.covariance_guided"],
     ["runs", "training"],
+    ["api"],
     # from the records of a model to its numbers, its card, and back into the zoo
     ["zoo.evidence"],
     ["zoo.sample", "zoo.cards"],

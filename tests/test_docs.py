@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rsplugins
 from rsplugins.host import get_host
 from rsplugins.host.hookspecs import RETURNS
 from rsplugins.training import ImageTable, Trainer
@@ -145,10 +146,14 @@ def test_the_measured_tables_are_those_of_the_zoo():
 def test_the_programs_on_the_page_about_python_run_and_agree(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for program in re.findall(r"```python\n(.*?)```", (DOCS / "runs.md").read_text(), re.S):
+    for program in re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.S):
         exec(program, names)
     result, run = names["result"], names["run"]
     assert result["inputs"] == len(run.rows) == 6
-    assert result["acr"] == names["summarise"](run)["acr"] > 0
-    exec(program, names)
-    assert names["run"].rows == run.rows, "the same call resumes"
+    assert result["acr"] == run.summary()["acr"] > 0
+    before = Path("runs/digits/records.jsonl").read_bytes()
+    call = re.search(r"^run = rsplugins.certify\(.*$", (DOCS / "python.md").read_text(), re.M)
+    names["data"] = rsplugins.load_data("digits")
+    exec(call[0], names)
+    assert Path("runs/digits/records.jsonl").read_bytes() == before, "the same call resumes"
+    assert names["run"].rows == run.rows

@@ -1,4 +1,4 @@
-"""From what people hold (arrays, lists of tensors, torch data sets) to raw [0, 1] images and labels, or the line that converts it."""
+"""From what people hold (arrays, lists of tensors, torch data sets) to raw [0, 1] images and labels, or the line that does it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Read = Callable[[int], Tensor]
 _KEPT = "rsplugins.data.Dataset.from_torch(DATASET)"
 
 
-def as_images(images: Any) -> Tensor:
+def as_images(images: Any, dims: int = 0) -> Tensor:
     """Return images in memory as one float tensor (N, C, H, W), or (N, C, T, H, W) for videos; values are not checked.
 
     Args:
         images: a float tensor, a float numpy array, or a list or tuple of either whose entries have one shape.
+        dims: dimensions of one image, where they are known: 3, or 4 for videos.
 
     Raises:
         InputValueError: anything else; the text has the line that converts it.
@@ -42,11 +43,11 @@ def as_images(images: Any) -> Tensor:
         values = np.ascontiguousarray(images)
         return torch.from_numpy(values if values.flags.writeable else values.copy())
     if isinstance(images, (list, tuple)) and images and all(isinstance(each, (Tensor, np.ndarray)) for each in images):
-        return _stacked([torch.as_tensor(np.array(each)) if isinstance(each, np.ndarray) else each for each in images])
+        return _stacked([torch.as_tensor(np.array(each)) if isinstance(each, np.ndarray) else each for each in images], dims)
     raise _refusal(images)
 
 
-def _stacked(images: Sequence[Tensor]) -> Tensor:
+def _stacked(images: Sequence[Tensor], dims: int) -> Tensor:
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise InputValueError(
@@ -54,7 +55,7 @@ def _stacked(images: Sequence[Tensor]) -> Tensor:
             cause="images that were not brought to one size.",
             fix="Resize or crop them to the model's input size, then torch.stack(images).",
         )
-    if len(shapes[0]) not in (3, 4):
+    if len(shapes[0]) not in ((dims,) if dims else (3, 4)):
         raise InputValueError(
             f"A list of {len(images)} tensors of shape {shapes[0]} is no list of images.",
             cause="batches of images in a list.",

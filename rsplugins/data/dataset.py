@@ -43,7 +43,7 @@ class Dataset:
         *,
         name: str,
         split: str,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         read: Callable[[int], Tensor],
         num_classes: int | None = None,
         classes: Sequence[str] | None = None,
@@ -127,11 +127,11 @@ class Dataset:
                 normalisation and without random transforms.
             name: what runs call the data; the class's name by default.
             split: what runs call the split.
-            num_classes: how many classes there are; by default what ``dataset.classes`` says, else one more than the largest label.
+            num_classes: how many classes there are; by default from ``dataset.classes``, else from the labels.
             classes: their names; by default ``dataset.classes``.
 
         Raises:
-            ParameterError: a stream, a DataLoader, a random transform, or items that are no pairs; with the line that converts it.
+            ParameterError: a stream, a DataLoader, a random transform, or items that are no pairs; with the fix.
             InputValueError: the first image is no raw image, such as a normalised one.
 
         Example:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certification import certifier_class, check_execution, prepare
-from rsplugins.certifier import Execution
+from rsplugins.certifier import Certifier, Execution
 from rsplugins.errors import ParameterError, RspluginsError, UnknownNameError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, Status, get_host
 from rsplugins.runs.distributed import Ranks
@@ -20,7 +20,7 @@ from rsplugins.runs.files import write_whole
 from rsplugins.runs.merge import finish
 from rsplugins.runs.output import REPORT
 from rsplugins.runs.progress import Progress
-from rsplugins.runs.scoring import Run
+from rsplugins.runs.scoring import Run, open_run
 
 if TYPE_CHECKING:
     from rsplugins.classifier import Classifier
@@ -151,6 +151,37 @@ def carry_out(request: Request, progress: Progress) -> Campaign:
     report = _report(directory, outcomes, single=len(request.methods) == 1) if ranks.rank == 0 else None
     ranks.leave()
     return Campaign(directory, tuple(outcomes), report, leads=ranks.rank == 0)
+
+
+def carry_out_one(
+    entry: Entry,
+    certifier: Certifier[Any],
+    dataset: Dataset,
+    indices: Sequence[int],
+    directory: Path,
+    *,
+    data: str,
+    progress: Progress,
+) -> Run:
+    """Run a certifier that is ready over a data set, shared among the ranks that torchrun started.
+
+    Raises:
+        RspluginsError: it failed, on this rank or another.
+    """
+    ranks = Ranks.from_environment()
+    if ranks.world == 1:
+        return execute(entry, certifier, dataset, indices, directory, progress=progress, data=data)
+    error: RspluginsError | None = None
+    try:
+        execute(entry, certifier, dataset, indices, directory, shard=ranks.shard, progress=progress, data=data, conclude=False)
+    except RspluginsError as failed:
+        error = failed
+    told = [each for each in ranks.agree(error) if each is not None]
+    run = finish(directory) if ranks.rank == 0 and not told else None
+    ranks.agree(None)
+    if told:
+        raise told[0]
+    return open_run(directory) if run is None else run
 
 
 def choose(methods: Sequence[str]) -> tuple[list[Entry], list[Outcome]]:

@@ -11,21 +11,25 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rsplugins.certificate import Guarantee
+from rsplugins.certificate import Certificate, Guarantee, Norm
 from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
 from rsplugins.sampling.tuning import prefers_channels_last
 from rsplugins.training import attacks
 from rsplugins.training.files import device_name, versions, write_atomically
-from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole
+from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole, plain, read
 from rsplugins.training.table import Table
+
+if TYPE_CHECKING:
+    from rsplugins.classifier import Classifier
 
 RECORDS, SUMMARY = "attacked.jsonl", "attack.json"
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -139,7 +143,11 @@ def attack(
     header = json.loads(json.dumps({**asdict(settings), "images": total, "stride": stride, **(identity or {})}, default=str))
     rows = _resume(directory, header)
     model = _for_gradients(model).eval()
-    auto = _autoattack(model, settings, table) if settings.autoattack and len(rows) < total else None
+    auto = (
+        _autoattack(model, settings, table.num_classes, table.labels.device)
+        if settings.autoattack and len(rows) < total
+        else None
+    )
     with (directory / RECORDS).open("a", encoding="utf-8") as file:
         for start in range(len(rows), total, settings.batch_size):
             progress(start, total)
@@ -156,6 +164,62 @@ def attack(
     about = {"settings": header, "ran": ran, "result": asdict(result)}
     write_atomically(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def attack_images(
+    classifier: Classifier, images: Tensor, labels: Any, values: Mapping[str, Any], autoattack: Sequence[str] | None
+) -> list[Certificate]:
+    """Attack images in memory; see :func:`rsplugins.attack`.
+
+    Args:
+        classifier: the model.
+        images: (N, C, H, W), raw [0, 1] pixels.
+        labels: (N,) whole numbers.
+        values: of :class:`AttackSettings`.
+        autoattack: AutoAttack's attacks; None for the standard ones where they can run.
+    """
+    classes = classifier.num_classes or 0
+    if autoattack is None:
+        autoattack = STANDARD if has_autoattack() and classes >= 4 else ()
+    settings = read(AttackSettings, {**values, "autoattack": tuple(autoattack)}, "attack")
+    model, device = _for_gradients(classifier).eval(), classifier.device
+    auto = _autoattack(model, settings, classes, device) if settings.autoattack else None
+    function = {"sha256": classifier.fingerprint(), "dtype": "float32"}
+    found: list[Certificate] = []
+    for start in range(0, len(images), settings.batch_size):
+        began = time.perf_counter()
+        batch = images[start : start + settings.batch_size].to(device)
+        truth = torch.as_tensor(labels[start : start + settings.batch_size], device=device)
+        with torch.no_grad():
+            predicted = classifier(batch).argmax(1).tolist()
+        kept = _attack_batch(model, batch, truth, settings, auto)
+        seconds = (time.perf_counter() - began) / len(batch)
+        for j, prediction in enumerate(predicted):
+            survived = {name: bool(right[j]) for name, right in kept.items()}
+            found.append(
+                Certificate(
+                    index=start + j,
+                    method="attack",
+                    prediction=prediction,
+                    radius=settings.eps if all(survived.values()) else 0.0,
+                    guarantee=Guarantee.EMPIRICAL,
+                    norm=Norm.LINF,
+                    alpha=None,
+                    samples=0,
+                    seconds=seconds,
+                    evidence={"survived": survived},
+                    parameters=plain(settings),
+                    function=function,
+                    rule="attack",
+                    assumptions=("survived these attacks only",),
+                )
+            )
+    return found
+
+
+def has_autoattack() -> bool:
+    """Whether AutoAttack is installed, under either of its names."""
+    return any(importlib.util.find_spec(name) is not None for name in ("pyautoattack", "autoattack"))
 
 
 def _for_gradients(model: nn.Module) -> nn.Module:
@@ -241,7 +305,7 @@ def check_autoattack(settings: AttackSettings, num_classes: int) -> None:
     """
     if not settings.autoattack:
         return
-    if importlib.util.find_spec("pyautoattack") is None and importlib.util.find_spec("autoattack") is None:
+    if not has_autoattack():
         raise PluginUnavailableError(
             "AutoAttack is not installed.",
             fix='pip install "pyautoattack>=0.2"; or leave it out with --autoattack none, and do not trust PGD alone.',
@@ -253,23 +317,23 @@ def check_autoattack(settings: AttackSettings, num_classes: int) -> None:
         )
 
 
-def _autoattack(model: nn.Module, settings: AttackSettings, table: Table) -> Callable[[Tensor, Tensor], Tensor]:
+def _autoattack(
+    model: nn.Module, settings: AttackSettings, num_classes: int, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
     from rsplugins.compat import alias_autoattack
 
-    check_autoattack(settings, table.num_classes)
+    check_autoattack(settings, num_classes)
     alias_autoattack()
     from autoattack import AutoAttack
 
     # pyautoattack and the original name it differently.
     signature = inspect.signature(AutoAttack.run_standard_evaluation)
     keyword = "batch_size" if "batch_size" in signature.parameters else "bs"
-    adversary = AutoAttack(
-        model, norm="Linf", eps=settings.eps, seed=settings.seed, version="standard", device=table.labels.device
-    )
+    adversary = AutoAttack(model, norm="Linf", eps=settings.eps, seed=settings.seed, version="standard", device=device)
     adversary.verbose = False
     adversary.attacks_to_run = list(settings.autoattack)
     # The standard version attacks 9 target classes; a model with fewer has fewer.
-    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, table.num_classes - 1)
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, num_classes - 1)
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
         result = adversary.run_standard_evaluation(images, labels, **{keyword: settings.batch_size})
