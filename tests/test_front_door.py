@@ -309,7 +309,8 @@ def test_processes_of_torchrun_share_one_run(tmp_path):
     program.write_text(
         "import os, rsplugins\n"
         "classifier = rsplugins.load('zoo:digits-cnn.digits-gaussian025-v2')\n"
-        "run = rsplugins.certify(classifier, 'digits', 'gaussian', sigma=.25, n0=10, n=100, indices=range(7), out='x', progress=False)\n"
+        "settings = dict(sigma=.25, n0=10, n=100, indices=range(7), progress=False)\n"
+        "run = rsplugins.certify(classifier, 'digits', 'gaussian', out='x', **settings)\n"
         "print(os.environ['RANK'], len(run.rows), len(run.missing), flush=True)\n"
     )
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
