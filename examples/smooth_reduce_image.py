@@ -11,11 +11,9 @@ import argparse
 import torch
 
 import rsplugins
-import rsplugins.data
-from rsplugins.zoo import DEFAULT_MODEL
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--model", default=f"zoo:{DEFAULT_MODEL}")
+parser.add_argument("--model", default="zoo:digits-cnn.digits-gaussian025-v2")
 parser.add_argument("--data", default="digits")
 parser.add_argument("--inputs", type=int, default=10)
 parser.add_argument("--sigma", type=float, default=0.25)
@@ -23,7 +21,7 @@ parser.add_argument("--n", type=int, default=2000)
 options = parser.parse_args()
 
 classifier = rsplugins.load(options.model)
-data = rsplugins.data.load(options.data, input_size=classifier.input_size)
+data = rsplugins.load_data(options.data, input_size=classifier.input_size)
 chosen = [data[index] for index in data.select(stop=options.inputs)]
 images = torch.stack([image for image, _ in chosen])
 labels = [label for _, label in chosen]

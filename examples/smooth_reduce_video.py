@@ -3,7 +3,7 @@
     uv run python examples/smooth_reduce_video.py
 
 Trains a small 3D network on generated videos (a minute on a CPU), because no pretrained video model fits into a repository. Any
-other goes the same way: ``rsplugins.load("torchvision:r3d_18")`` with ``rsplugins.data.load("ucf101", root=...)``.
+other goes the same way: ``rsplugins.load("torchvision:r3d_18")`` with ``rsplugins.load_data("ucf101", root=...)``.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import rsplugins
-import rsplugins.data
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=300)
@@ -35,7 +34,7 @@ network = nn.Sequential(
     nn.Linear(64, 8),
 )
 
-train = rsplugins.data.load(f"moving-digits:{CHUNK}", split="train")
+train = rsplugins.load_data(f"moving-digits:{CHUNK}", split="train")
 videos = torch.stack([train[index][0] for index in range(1600)])
 labels = torch.as_tensor(train.labels[:1600])
 optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -50,7 +49,7 @@ for step in range(options.steps):
         print(f"step {step}: loss {loss.item():.3f}")
 
 classifier = rsplugins.wrap(network, input_size=(1, CHUNK, 16, 16))
-test = rsplugins.data.load("moving-digits")  # 32 frames: four chunks
+test = rsplugins.load_data("moving-digits")  # 32 frames: four chunks
 indices = test.select(stop=options.inputs)
 clips = torch.stack([test[index][0] for index in indices])
 truth = [test[index][1] for index in indices]

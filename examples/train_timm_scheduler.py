@@ -13,7 +13,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
 import rsplugins
-from rsplugins.data import load
 from rsplugins.training import Hooks, MailTrades
 
 EPOCHS = 3
@@ -25,7 +24,7 @@ def main(epochs: int = EPOCHS) -> float:
     network = timm.create_model("test_resnet", pretrained=False, num_classes=10, in_chans=1)
     model = rsplugins.wrap(network, mean=[0.305], std=[0.376], input_size=(1, 8, 8), num_classes=10)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4)
-    loader = torch.utils.data.DataLoader(load("digits", split="train"), batch_size=128, shuffle=True)  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(rsplugins.load_data("digits", split="train"), batch_size=128, shuffle=True)  # type: ignore[arg-type]
     scheduler = CosineLRScheduler(optimizer, t_initial=epochs, warmup_t=1, warmup_lr_init=1e-3)
     hooks = Hooks(MailTrades(eps=0.1, steps=3, burn_in=1), epochs=epochs)
     for epoch in range(epochs):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +326,57 @@ def test_processes_of_torchrun_share_one_run(tmp_path):
     )
     together = rsplugins.open_run(tmp_path / "x").certificates()
     assert [(one.index, one.radius, one.evidence) for one in together] == [(one.index, one.radius, one.evidence) for one in alone]
+
+
+ROOT = Path(rsplugins.__file__).parents[1]
+ROOMS = ("data", "lipschitz", "sampling", "statistics", "testing", "training")
+"""Rooms whose ``__all__`` is public besides the names of ``rsplugins`` itself, as docs/python.md says."""
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+
+
+def programs():
+    """The programs that users read and copy: (where, source)."""
+    yield from ((path.name, path.read_text()) for path in sorted((ROOT / "examples").rglob("*.py")))
+    for page in PAGES:
+        yield from ((page.name, block) for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+        yield from ((page.name, line) for line in re.findall(r"^(?:from rsplugins|import rsplugins).*$", page.read_text(), re.M))
+
+
+def hidden_names(source):
+    """What a program takes from this package by another door than the public ones."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(node.module or "", alias.name) for alias in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rsplugins":
+            names = [("rsplugins", node.attr)]
+        else:
+            continue
+        for module, name in names:
+            if module.partition(".")[0] != "rsplugins":
+                continue
+            room = module.partition(".")[2]
+            if (room and room not in ROOMS) or (
+                name is not None and not (not room and name in ROOMS) and name not in importlib.import_module(module).__all__
+            ):
+                yield f"{module}.{name}"
+
+
+def test_examples_and_documentation_come_in_by_the_public_door():
+    assert len(list(programs())) > 20
+    wrong = {where: found for where, source in programs() if (found := list(hidden_names(source)))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from rsplugins.runs.execute import execute",
+        "import rsplugins.host",
+        "import rsplugins\nrsplugins.certification",
+        "from rsplugins.sampling import Slots",
+    ],
+)
+def test_the_reader_of_programs_sees_other_doors(source):
+    assert list(hidden_names(source))

@@ -12,7 +12,7 @@ The engine runs many programs at once and fills every micro-batch across them.
 
 from rsplugins.sampling.engine import Sampler
 from rsplugins.sampling.integer import IntegerNoise, check_on_grid, gaussian_noise, grid_evidence
-from rsplugins.sampling.noise import GaussianNoise, NoiseSource
+from rsplugins.sampling.noise import GaussianNoise, NoiseSource, block_seed
 from rsplugins.sampling.tally import Draw, Program, Tally
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Program",
     "Sampler",
     "Tally",
+    "block_seed",
     "check_on_grid",
     "gaussian_noise",
     "grid_evidence",

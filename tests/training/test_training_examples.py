@@ -18,13 +18,16 @@ def _load(name):
     return module
 
 
-def test_the_plain_loop_learns(capsys):
-    assert _load("train_plain_loop").main(epochs=4) > 0.5
+def test_the_plain_loop_learns_and_is_certified(capsys):
+    assert _load("train_and_certify").main(epochs=4) > 0.2
+    assert "probabilistic" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_the_plain_loop_as_shipped_learns_well():
-    assert _load("train_plain_loop").main() > 0.85
+@pytest.mark.parametrize("name", ["certify_your_model", "run_on_disk"])
+def test_an_example_runs_as_it_is(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _load(name)
+    assert "probabilistic" in capsys.readouterr().out
 
 
 def test_the_loop_with_timms_scheduler_runs(capsys):

@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rsplugins import Certifier, CertifierParameters, Classifier, Execution, Gathered, Input
-from rsplugins.sampling import Draw, Program, Sampler
-from rsplugins.sampling.noise import block_seed
+from rsplugins.sampling import Draw, Program, Sampler, block_seed
 from rsplugins_uniform_l1.claim import claim
 
 

@@ -1,6 +1,6 @@
 """Fewer samples, the same guarantee: ``covariance-guided`` against ``gaussian`` on real digits, as shown in docs/covariance.md.
 
-    python examples/covariance_guided.py --images 560
+    python docs/scripts/covariance_guided.py --images 560
 
 Trains a small network with noise on scikit-learn's digits, then certifies images that it was not trained on with both.
 """

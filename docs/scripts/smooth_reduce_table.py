@@ -1,7 +1,7 @@
 """The table of Smooth-Reduce: plain, mean and max in each noise mode, at equal n and at equal numbers of forward passes.
 
-    uv run python examples/smooth_reduce_table.py
-    uv run python examples/smooth_reduce_table.py --model zoo:mnist-cnn.mnist-gaussian050-v2 --data mnist --sigma 0.5 --stride 20
+    uv run python docs/scripts/smooth_reduce_table.py
+    uv run python docs/scripts/smooth_reduce_table.py --model zoo:mnist-cnn.mnist-gaussian050-v2 --data mnist --sigma 0.5
 
 Each method is an ordinary run directory under --out, so an interrupted table goes on where it stopped, and
 ``rsplugins verify OUT/*`` recomputes it from the votes.

@@ -1,8 +1,8 @@
 """ETB, sound ETB, IBP, CROWN-IBP and CROWN bounds of one model side by side, and a plot of their widths against depth.
 
-    uv run python examples/bounds_side_by_side.py
-    uv run python examples/bounds_side_by_side.py --model zoo:... --data digits --eps 0.01 --out bounds
-    uv run python examples/bounds_side_by_side.py --table small medium large
+    uv run python docs/scripts/bounds_side_by_side.py
+    uv run python docs/scripts/bounds_side_by_side.py --model zoo:... --data digits --eps 0.01 --out bounds
+    uv run python docs/scripts/bounds_side_by_side.py --table small medium large
 
 Without --model the network is random: bounds differ most where nothing was trained for them. With --table it measures the
 networks of docs/bounds.md at CIFAR-10 size instead and prints their rows. ETB is an estimate: "contained" says how often it held.

@@ -1,8 +1,8 @@
 """How good are propagated radii? Tables and a scatter plot against Monte Carlo, as shown in docs/covariance.md.
 
-    python examples/covariance_study.py mnist-cnn --data mnist --root ../shared/data --images 60 --plot scatter.png
-    python examples/covariance_study.py cifar-cnn --data folder:cifar10/test --train folder:cifar10/train
-    python examples/covariance_study.py zoo:digits-cnn.digits-gaussian025-v2 --data digits
+    python docs/scripts/covariance_study.py mnist-cnn --data mnist --root ../shared/data --images 60 --plot scatter.png
+    python docs/scripts/covariance_study.py cifar-cnn --data folder:cifar10/test --train folder:cifar10/train
+    python docs/scripts/covariance_study.py zoo:digits-cnn.digits-gaussian025-v2 --data digits
 
 A name of a network below trains it first, with Gaussian noise (--minutes, weights are kept in --weights); anything else is a
 model reference. Everything is seeded; times depend on the machine.

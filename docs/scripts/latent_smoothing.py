@@ -4,12 +4,12 @@ Two networks of one architecture (an orthogonal encoder and a head) are trained 
 with noise on the latent; each is certified with the smoothing it was trained for. The speed-up is measured in this run, on one
 network with equal n, and compared with N / (e + N (1 - e)), where e is the encoder's share of a bare forward pass.
 
-    python examples/latent_smoothing.py mnist --data-root DATA
-    python examples/latent_smoothing.py cifar10 --data folder:CIFAR/test --train folder:CIFAR/train
+    python docs/scripts/latent_smoothing.py mnist --data-root DATA
+    python docs/scripts/latent_smoothing.py cifar10 --data folder:CIFAR/test --train folder:CIFAR/train
 
 or, with networks that are trained already (any two that can be cut at `encoder`), without training:
 
-    python examples/latent_smoothing.py cifar10 --data folder:CIFAR/test --models zoo:INPUT-NOISE zoo:LATENT-NOISE
+    python docs/scripts/latent_smoothing.py cifar10 --data folder:CIFAR/test --models zoo:INPUT-NOISE zoo:LATENT-NOISE
 
 Training needs `pip install 'rsplugins[orthogonal]'`. A few minutes on a CPU; the numbers are those of small networks.
 """
