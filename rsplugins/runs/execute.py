@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from rsplugins.provenance import processor, version
 from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
 from rsplugins.runs.merge import finish
 from rsplugins.runs.progress import Progress, Silent
-from rsplugins.runs.record import Record, Writer, read_records, shard_name
+from rsplugins.runs.record import Record, RecordFile, Writer, read_files, shard_name, united
 from rsplugins.runs.scoring import Run, open_run, refuse_edited
 from rsplugins.runs.seals import forget_derived, run_seal, seal_record
 
@@ -139,12 +139,13 @@ def execute(
     dataset.check_classes(certifier.classifier.num_classes)
     manifest = build_manifest(entry, certifier, dataset, indices, model=model, data=data, command=command)
     seal = _sealer(directory, write_manifest(directory, manifest))
-    refuse_edited(directory)
+    files = read_files(directory)
+    refuse_edited(directory, files)
     own = list(indices) if shard is None else list(indices[shard[0] :: shard[1]])
     path = directory / shard_name(shard)
-    if path.exists() or _owed(directory, own):  # the writer also repairs a torn line after the last record that is owed
+    if path.exists() or _owed(files, own):  # the writer also repairs a torn line after the last record that is owed
         with Writer(path, seal) as writer:
-            todo = _owed(directory, own)
+            todo = _owed(read_files(directory), own)  # once more: another process may have written until now
             if todo:
                 forget_derived(directory)
             task = (progress or Silent()).task(_title(entry, shard), len(own), len(own) - len(todo))
@@ -159,8 +160,8 @@ def _sealer(directory: Path, there: Manifest) -> Callable[[Record], Record]:
     return lambda record: seal_record(replace(record, by=by), run)
 
 
-def _owed(directory: Path, own: Sequence[int]) -> list[int]:
-    known = read_records(directory, say_torn=False)
+def _owed(files: Mapping[Path, RecordFile], own: Sequence[int]) -> list[int]:
+    known = united(files, say_torn=False)
     return [index for index in own if index not in known]
 
 

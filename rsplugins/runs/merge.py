@@ -11,7 +11,7 @@ from rsplugins.errors import UsageError
 from rsplugins.runs.files import exclusive, lock, write_whole
 from rsplugins.runs.manifest import Manifest, difference, read_manifest, write_manifest
 from rsplugins.runs.output import write_numbers, write_pages
-from rsplugins.runs.record import RECORDS, Record, add, read_file, read_records, record_files, to_lines
+from rsplugins.runs.record import RECORDS, Record, add, read_file, read_files, read_records, record_files, to_lines, united
 from rsplugins.runs.scoring import Run, open_run, refuse_edited
 from rsplugins.runs.seals import SEALED, forget_derived, run_seal, seal_record, write_digests
 
@@ -19,22 +19,24 @@ from rsplugins.runs.seals import SEALED, forget_derived, run_seal, seal_record, 
 def finish(directory: Path, *, pages: bool = True) -> Run:
     """Merge shards when all inputs have records, and write results, summary and, when ``pages``, the curve and the report."""
     with exclusive(directory):
-        refuse_edited(directory)
+        files = read_files(directory)
+        refuse_edited(directory, files)
         manifest = read_manifest(directory)
-        records = read_records(directory, say_torn=False)
+        records = united(files, say_torn=False)
         wanted = manifest.selection.indices()
         complete = all(index in records for index in wanted)
-        files = record_files(directory)
-        if complete and (files != [directory / RECORDS] or list(records) != wanted):
-            with _locked(files):
+        alone = list(files) == [directory / RECORDS]
+        if complete and not (alone and list(records) == wanted):
+            with _locked(list(files)):
                 _write(directory, manifest, records)
-        run = open_run(directory)
-        if complete or files == [directory / RECORDS]:
+            files = read_files(directory)
+        run = open_run(directory, manifest=manifest, files=files)
+        if complete or alone:
             write_numbers(run)
             if pages:
                 write_pages(run)
             if manifest.format >= SEALED:
-                write_digests(directory)
+                write_digests(directory, files)
     return run
 
 

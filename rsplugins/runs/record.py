@@ -5,6 +5,7 @@ A run directory holds ``records.jsonl`` and, while shards work, ``records-I-of-N
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -89,10 +90,11 @@ class Record:
 
 
 class RecordFile(NamedTuple):
-    """What a file of records held: the complete records in the order written, and the bytes of a torn last line."""
+    """What a file of records held: the complete records in the order written, the bytes of a torn last line, and its sha256."""
 
     records: list[Record]
     torn: int
+    sha256: str
 
 
 def read_file(path: Path) -> RecordFile:
@@ -101,7 +103,9 @@ def read_file(path: Path) -> RecordFile:
     Raises:
         RunError: a complete line is not a record.
     """
-    complete, end, rest = path.read_bytes().rpartition(b"\n")
+    # A file that was made a moment ago, by this process or another shard's, is not even opened.
+    contents = path.read_bytes() if path.stat().st_size else b""
+    complete, end, rest = contents.rpartition(b"\n")
     lines = complete.split(b"\n") if end else []
     records = []
     for number, line in enumerate(lines, 1):
@@ -113,7 +117,7 @@ def read_file(path: Path) -> RecordFile:
                 cause="the file was edited, or the disk or its copy is damaged",
                 fix="delete that line and run the same command again: it certifies the missing input once more",
             ) from None
-    return RecordFile(records, len(rest))
+    return RecordFile(records, len(rest), hashlib.sha256(contents).hexdigest())
 
 
 def record_files(directory: Path) -> list[Path]:

@@ -261,13 +261,17 @@ def seal_problems(directory: Path, files: Mapping[Path, RecordFile]) -> list[str
     return problems
 
 
-def refuse_edited(directory: Path) -> None:
+def refuse_edited(directory: Path, files: Mapping[Path, RecordFile] | None = None) -> None:
     """Raise unless the seals of a run directory fit, before anything is written that would hide that they do not.
+
+    Args:
+        directory: the run.
+        files: its files of records, where they were read already.
 
     Raises:
         RunError: the manifest or a record was edited, or belongs to another run.
     """
-    problems = seal_problems(directory, read_files(directory))
+    problems = seal_problems(directory, read_files(directory) if files is None else files)
     if problems:
         raise edited(directory, problems)
 

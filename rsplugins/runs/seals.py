@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.runs.files import write_whole
-from rsplugins.runs.record import Record, record_files
+from rsplugins.runs.record import Record, RecordFile, record_files
 
 if TYPE_CHECKING:
     from rsplugins.runs.manifest import Manifest
@@ -99,21 +99,27 @@ def record_problems(records: Iterable[Record], run: str, name: str) -> Iterator[
         yield f"{name}: the records of inputs {some(edited)} were edited: their seals do not fit what they say"
 
 
-def write_digests(directory: Path) -> None:
-    """Write ``digests.json`` over the files that a run directory holds now."""
-    write_whole(directory / DIGESTS, digests_text(directory))
+def write_digests(directory: Path, files: Mapping[Path, RecordFile] | None = None) -> None:
+    """Write ``digests.json`` over the files that a run directory holds now.
+
+    Args:
+        directory: the run.
+        files: its files of records as they are, where they were read already.
+    """
+    write_whole(directory / DIGESTS, digests_text(directory, files))
 
 
-def digests_text(directory: Path) -> str:
-    """Return what ``digests.json`` has to say about a run directory as it is."""
+def digests_text(directory: Path, files: Mapping[Path, RecordFile] | None = None) -> str:
+    """Return what ``digests.json`` has to say about a run directory as it is; see :func:`write_digests`."""
+    read = {path.name: contents.sha256 for path, contents in (files or {}).items()}
     known = [directory / MANIFEST, *record_files(directory), *(directory / name for name in DERIVED)]
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in known if path.is_file()}
+    found = {path.name: read.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest() for path in known if path.is_file()}
     return json.dumps(found, indent=1) + "\n"
 
 
-def digest_problems(directory: Path) -> Iterator[str]:
-    """Yield the files that are not as ``digests.json`` says; that file has to be there."""
-    text, expected = (directory / DIGESTS).read_bytes(), digests_text(directory)
+def digest_problems(directory: Path, files: Mapping[Path, RecordFile] | None = None) -> Iterator[str]:
+    """Yield the files that are not as ``digests.json`` says; that file has to be there. See :func:`write_digests`."""
+    text, expected = (directory / DIGESTS).read_bytes(), digests_text(directory, files)
     if text == expected.encode():
         return
     here = json.loads(expected)

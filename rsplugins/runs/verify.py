@@ -81,7 +81,7 @@ def examine(directory: Path) -> Findings:
             unfinished.append(f"{path.name} is missing")
     if run.manifest.format >= SEALED:
         if (directory / DIGESTS).is_file():
-            edited += digest_problems(directory)
+            edited += digest_problems(directory, files)
         else:
             unfinished.append(f"{DIGESTS} is missing, so results and pages cannot be checked")
     elif (directory / DIGESTS).exists():

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import rsplugins
 from rsplugins.certificate import Gathered
 from rsplugins.certification import prepare, run_certifier
 from rsplugins.certifier import Execution
@@ -185,3 +190,30 @@ def test_a_certifier_that_answers_out_of_order_is_named(tiny):
     image = load("tiny:x")(__import__("torch").zeros(1, 3, 2, 2)).new_zeros(3, 2, 2)
     with pytest.raises(PluginError, match="out of order"):
         list(run_certifier(entry, certifier, [(0, image)]))
+
+
+def test_a_fresh_run_reads_its_records_once(tmp_path):
+    """Opened for reading, by the auditing hook of Python: a run of a million inputs is not parsed again and again."""
+    program = (
+        "import sys, os\n"
+        "opened = []\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('records.jsonl'):\n"
+        "        opened.append((arguments[1], arguments[2]))\n"
+        "sys.addaudithook(hook)\n"
+        "from rsplugins.cli import main\n"
+        "sys.argv = ['rsplugins', 'certify', '--out', 'x', '--method', 'gaussian', '--set', 'n=100', '--stop', '5',\n"
+        "            '--model', 'zoo:digits-cnn.digits-gaussian025-v2', '--data', 'digits']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "reading = [flags for mode, flags in opened if not flags & (os.O_WRONLY | os.O_APPEND)]\n"
+        "print('read', len(reading), 'written', len(opened) - len(reading))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(rsplugins.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "read 1 written 1"
