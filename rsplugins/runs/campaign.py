@@ -20,7 +20,7 @@ from rsplugins.runs.files import write_whole
 from rsplugins.runs.merge import finish
 from rsplugins.runs.output import REPORT
 from rsplugins.runs.progress import Progress
-from rsplugins.runs.scoring import Run, open_run
+from rsplugins.runs.run import Run, open_run
 
 if TYPE_CHECKING:
     from rsplugins.classifier import Classifier

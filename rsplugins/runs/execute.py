@@ -16,7 +16,7 @@ from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifes
 from rsplugins.runs.merge import finish
 from rsplugins.runs.progress import Progress, Silent
 from rsplugins.runs.record import Record, RecordFile, Writer, read_files, shard_name, united
-from rsplugins.runs.scoring import Run, open_run, refuse_edited
+from rsplugins.runs.run import Run, open_run, refuse_edited
 from rsplugins.runs.seals import forget_derived, run_seal, seal_record
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+from rsplugins.runs.run import Run
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tables import run_names
 

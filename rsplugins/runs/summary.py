@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.special import bdtr
 
 from rsplugins.certificate import Certificate, Claim, Guarantee
 from rsplugins.errors import ParameterError
 from rsplugins.runs.record import Record
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+
+if TYPE_CHECKING:
+    from rsplugins.runs.run import Run
 
 _STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ORDER = (Guarantee.DETERMINISTIC, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE, Guarantee.EMPIRICAL)

@@ -9,7 +9,8 @@ from typing import Literal
 
 from rsplugins.certificate import Norm
 from rsplugins.rounding import round_down
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+from rsplugins.runs.run import Run
 from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
 
 Format = Literal["markdown", "latex"]

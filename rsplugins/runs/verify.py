@@ -13,7 +13,7 @@ from typing import Any
 
 from rsplugins.runs.output import RESULTS, SUMMARY
 from rsplugins.runs.record import RECORDS, RecordFile, read_files, record_files
-from rsplugins.runs.scoring import Run, open_run
+from rsplugins.runs.run import Run, open_run
 from rsplugins.runs.seals import DIGESTS, SEALED, SHOWN, digest_problems, some
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tsv import MARK, header, line, mark, outdated_line
