@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import collections
-import inspect
 import itertools
 import random
-import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsplugins.watch import lines
+from rsplugins.watch.source import Code
 from rsplugins.watch.taint import digest
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.Size, torch.dtype, torch.device)
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
-_LIBRARIES = {"torch", "torchvision", "timm", "numpy", "scipy", "einops", "logging", "builtins", "typing", "functools", "abc"}
+_LIBRARIES = {"torch", "rsplugins", "torchvision", "timm", "numpy", "scipy", "einops", "logging", "builtins", "typing", "functools", "abc"}
 _DEPTH, _ITEMS = 4, 1000
 _SKIPPED = {"_parameters", "_modules"}
 
@@ -46,9 +44,13 @@ def snapshot(module: nn.Module, depends: Callable[[Tensor], bool]) -> State:
 
 
 def changed(module: nn.Module, before: State, after: State) -> tuple[str, str] | None:
-    """Return the first thing that differs between two snapshots, with the line that sets it where it is found."""
-    name = next((name for name in (*after, *before) if before.get(name) != after.get(name)), None)
-    return None if name is None else (name, _line_that_sets(module, name.rpartition(".")[2]))
+    """Return the first thing that differs between two snapshots and may be read, with the line that sets it where it is found."""
+    names = [name for name in dict.fromkeys([*after, *before]) if before.get(name) != after.get(name)]
+    if not names:
+        return None
+    code = Code(reachable(module))
+    found = next((name for name in names if code.reads(name.rpartition(".")[2])), None)
+    return None if found is None else (found, code.line_that_sets(found.rpartition(".")[2]))
 
 
 class _Reader:
@@ -87,26 +89,34 @@ class _Reader:
 
 def _outside(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the class attributes, globals, closures, defaults and own attributes that the model's functions can see."""
-    classes = {kind for layer in module.modules() for kind in type(layer).__mro__ if not _is_library(kind)}
-    for kind in sorted(classes, key=lambda kind: (kind.__module__, kind.__qualname__)):
+    for kind in _classes(module):
         yield from _of_class(kind)
-    functions = [value for kind in classes for value in vars(kind).values()]
-    for layer in module.modules():
-        functions += [*vars(layer).values(), *layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
-    seen: set[int] = set()
-    stack = [function for value in functions for function in _functions(value)]
-    while stack:
-        function = stack.pop()
-        if id(function) in seen or _is_library(function):
-            continue
-        seen.add(id(function))
+    for function in reachable(module):
         for label, value in _of_function(function):
-            inner = list(_functions(value))
-            stack.extend(inner)
             if isinstance(value, type) and not _is_library(value):
                 yield from _of_class(value)
-            elif not inner:
+            elif not isinstance(value, types.FunctionType):
                 yield label, value
+
+
+def reachable(module: nn.Module) -> list[types.FunctionType]:
+    """Return the functions of a model's classes, objects and hooks, and those that they name, but for the libraries'."""
+    values = [value for kind in _classes(module) for value in vars(kind).values()]
+    for layer in module.modules():
+        values += [*vars(layer).values(), *layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
+    found: dict[int, types.FunctionType] = {}
+    stack = [function for value in values for function in _functions(value)]
+    while stack:
+        function = stack.pop()
+        if id(function) not in found and not _is_library(function):
+            found[id(function)] = function
+            stack += [inner for _, value in _of_function(function) for inner in _functions(value)]
+    return list(found.values())
+
+
+def _classes(module: nn.Module) -> list[type]:
+    kinds = {kind for layer in module.modules() for kind in type(layer).__mro__ if not _is_library(kind)}
+    return sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__))
 
 
 def _is_library(value: Any) -> bool:
@@ -149,20 +159,3 @@ def _names(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             names |= _names(constant)
     return names
-
-
-def _line_that_sets(module: nn.Module, name: str) -> str:
-    """Find the statement that changes a name in the source of the model's classes, outside ``__init__``."""
-    writes = re.compile(rf"\b{re.escape(name)}\b(\[.*\]|\.\w+)*\s*(([-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)|\.\w+\(|\[.*\]\s*=)|next\(.*{name}")
-    for kind in {kind for layer in module.modules() for kind in type(layer).__mro__ if not _is_library(kind)}:
-        for key, function in vars(kind).items():
-            if key == "__init__" or not isinstance(function, types.FunctionType):
-                continue
-            try:
-                source, first = inspect.getsourcelines(function)
-            except (OSError, TypeError):
-                continue
-            for offset, text in enumerate(source):
-                if writes.search(text):
-                    return lines.shown(function.__code__.co_filename, first + offset)
-    return ""
