@@ -20,6 +20,8 @@ STOREYS = [
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
     ["statistics", "checks", "compat", "runs.progress"],
+    # what is seen of any module while it runs; knows no certifier
+    ["watch"],
     ["classifier"],
     ["certifier", "chain"],
     # the zoo is its file format and where the files lie: models.zoo reads them

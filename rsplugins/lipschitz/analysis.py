@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import fx
 
 from rsplugins.classifier import Classifier
@@ -12,10 +13,12 @@ from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
 from rsplugins.lipschitz.calls import is_restless, value_of
 from rsplugins.lipschitz.norms import TOLERANCE
-from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched, kept_generators
+from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
-from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, total_operations, trace
+from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, known_size, total_operations, trace
 from rsplugins.lipschitz.values import Evaluation, Value
+from rsplugins.watch import kept_generators
+from rsplugins.watch import check_function as watch
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,9 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
     check_untouched(classifier)
     classifier = private_copy(classifier)
     with kept_generators(classifier.device):
-        traced = trace(classifier, input_size)
+        size = known_size(classifier, input_size)
+        watch(classifier, torch.zeros(1, *size, device=classifier.device), exact=not is_restless(classifier))
+        traced = trace(classifier, size)
         check_function(traced, classifier, restless=is_restless(classifier))
     analysis = Analysis(classifier, traced, sha256, evaluation=Evaluation(tolerance))
     overwritten = overwritten_too_early(traced)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UsageError
+from rsplugins.watch import lines
+from rsplugins.watch.taint import tensors
+from rsplugins.watch.writes import version
 
 PREPROCESS = "preprocess"
 """Path of the node that resizes and normalises; a network's own layer of this name would have to be called otherwise."""
@@ -56,12 +60,16 @@ class Info:
         static: the value, where it does not depend on the image's pixels (weights, numbers, shapes).
         varying: whether it depends on the pixels.
         operations: floating-point operations of this node.
+        memory: names of the memory that its tensors lie in.
+        written: names of the memory that it wrote in place, of what it was given.
     """
 
     shape: tuple[int, ...] | None
     static: Any
     varying: bool
     operations: int
+    memory: frozenset[int] = frozenset()
+    written: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -148,6 +156,8 @@ class Tracer(fx.Tracer):
         is_leaf: from a module and its path to whether it is one node; None leaves it to torch.fx.
     """
 
+    record_stack_traces = True
+
     def __init__(self, is_leaf: Callable[[nn.Module, str], bool | None]) -> None:
         super().__init__()
         self.outputs: dict[str, list[fx.Node]] = defaultdict(list)
@@ -162,13 +172,15 @@ class Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace a call, and note the node it returned under the module's path."""
         path = self.path_of_module(m)
-        scope, stack = self.scope, self.module_stack.copy()
+        scope, stack, before = self.scope, self.module_stack.copy(), set(self.graph.nodes)
         try:
             result = super().call_module(m, forward, args, kwargs)
         except Exception as error:
             if path == "module" or not _plain((args, kwargs)):
                 raise
             self.scope, self.module_stack = scope, stack  # the failed attempt may have left its own behind
+            for node in reversed([node for node in self.graph.nodes if node not in before]):
+                self.graph.erase_node(node)
             self.opaque[public_path(path)] = str(error).split("\n")[0]
             result = self.create_proxy("call_module", path, args, kwargs)
         if isinstance(result, fx.Proxy):
@@ -185,29 +197,62 @@ def _plain(value: Any) -> bool:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph once and notes shapes, constants and operations."""
+    """Runs the graph once and notes shapes, constants, operations and which memory is read and written."""
 
     def __init__(self, traced: Traced, counter: FlopCounterMode) -> None:
         super().__init__(traced.root, graph=traced.graph)
         self.traced = traced
         self.counter = counter
+        self._kept: dict[int, StorageWeakRef] = {}  # so that no name of memory is given twice
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
+        given = [tensor for node in n.all_input_nodes for tensor in tensors(self.env[node])]
+        versions = [version(tensor) for tensor in given]
         result = super().run_node(n)
         if n.op != "output":
+            written = [tensor for tensor, count in zip(given, versions, strict=True) if version(tensor) != count]
             varying = n.op == "placeholder" or any(self.traced.info[i].varying for i in n.all_input_nodes)
-            varying = varying and not _reads_shape(n)
+            varying = varying and not reads_shape(n)
             shape = tuple(result.shape) if isinstance(result, Tensor) else None
             operations = self.counter.get_total_flops() - before
-            self.traced.info[n] = Info(shape, None if varying else result, varying, operations)
+            static = None if varying else result
+            self.traced.info[n] = Info(shape, static, varying, operations, self._memory(tensors(result)), self._memory(written))
         return result
 
+    def _memory(self, found: Iterable[Tensor]) -> frozenset[int]:
+        storages = [tensor.untyped_storage() for tensor in found if tensor.layout is torch.strided]
+        self._kept |= {storage._cdata: StorageWeakRef(storage) for storage in storages if storage._cdata not in self._kept}
+        return frozenset(storage._cdata for storage in storages)
 
-def _reads_shape(node: fx.Node) -> bool:
+
+def reads_shape(node: fx.Node) -> bool:
+    """Return whether a node gives something of a tensor that does not depend on its values."""
     if node.op == "call_method":
         return node.target in _SHAPE_FUNCTIONS
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def known_size(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Check that a Classifier can be traced as far as its mode and dtype go, and return the shape of one raw image.
+
+    Raises:
+        UsageError: it is in training mode, its weights are coarser than float32, or the size is not known.
+    """
+    classifier.check_ready()
+    if classifier.dtype not in (torch.float32, torch.float64):
+        raise UsageError(
+            f"The network's weights are {str(classifier.dtype).removeprefix('torch.')}; the bounds do not hold for it.",
+            cause="they bound the network in exact arithmetic, of which this format is too coarse a copy.",
+            fix="Convert it with classifier.float().",
+        )
+    size = input_size or classifier.input_size
+    if size is None:
+        raise UsageError(
+            "The size of the images is not known, and the bound of a convolution depends on it.",
+            fix="Pass input_size=(C, H, W) to wrap().",
+        )
+    return size
 
 
 def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> Traced:
@@ -223,19 +268,7 @@ def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> 
     """
     from rsplugins.lipschitz.calls import is_known_module
 
-    classifier.check_ready()
-    if classifier.dtype not in (torch.float32, torch.float64):
-        raise UsageError(
-            f"The network's weights are {str(classifier.dtype).removeprefix('torch.')}; the bounds do not hold for it.",
-            cause="they bound the network in exact arithmetic, of which this format is too coarse a copy.",
-            fix="Convert it with classifier.float().",
-        )
-    size = input_size or classifier.input_size
-    if size is None:
-        raise UsageError(
-            "The size of the images is not known, and the bound of a convolution depends on it.",
-            fix="Pass input_size=(C, H, W) to wrap().",
-        )
+    size = known_size(classifier, input_size)
     root = Pipeline(classifier).eval()
     tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known_module(m) else None)
     try:
@@ -248,23 +281,36 @@ def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> 
             fix="Rewrite that part, or move it into a layer of its own: such a layer stands in the graph as one node.",
         ) from error
     traced = Traced(root, graph, outputs=dict(tracer.outputs), opaque=tracer.opaque)
-    _drop_unused(traced)
     counter = FlopCounterMode(display=False)
     image = torch.full((1, *size), 0.5, device=classifier.device)
     with torch.no_grad(), counter:
         _Recorder(traced, counter).run(image)
+    _drop_unused(traced)
     return traced
 
 
 def _drop_unused(traced: Traced) -> None:
-    # Failed attempts at tracing a layer leave nodes behind that nothing uses; assertions are of no use here either.
+    # Assertions are of no use here. A write in place is of use although nothing takes what it returns.
     needed = traced.needed() | {traced.input}
     for node in reversed(list(traced.graph.nodes)):
-        if node.op != "output" and node not in needed:
-            traced.graph.erase_node(node)
+        if node.op == "output" or node in needed:
+            continue
+        if traced.info[node].written:
+            raise _lost(traced, node)
+        traced.graph.erase_node(node)
+        del traced.info[node]
     traced.outputs = {
         path: kept for path, nodes in traced.outputs.items() if (kept := [node for node in nodes if node in needed])
     }
+
+
+def _lost(traced: Traced, node: fx.Node) -> UsageError:
+    return UsageError(
+        f"What torch.fx traces without a write in place differs from the whole network: "
+        f"{lines.of_stack(node.stack_trace or '') or traced.path(node)}. Nothing was certified.",
+        cause="forward changes a tensor in place and does not use what the call returns, so that it is in no path to the logits.",
+        fix="Write it out of place: h = h - g for h.sub_(g).",
+    )
 
 
 def total_operations(traced: Traced, nodes: set[fx.Node]) -> int:

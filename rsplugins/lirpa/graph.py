@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
 from rsplugins.errors import CheckpointError, ParameterError, UsageError
 from rsplugins.lirpa.layers import nearest_supported
+from rsplugins.watch import check_function, check_trace
 
 Operators = Mapping[str, type]
 """ONNX operator name -> auto-LiRPA Bound class, as ``custom_ops`` takes them."""
@@ -37,14 +38,17 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
             patches, with more memory. Always so for grouped and dilated convolutions.
 
     Raises:
-        UsageError: dropout or batch normalisation in training mode, or a trace that depends on the batch size.
+        UsageError: dropout or batch normalisation in training mode, a trace that depends on the batch size, or a forward that looks
+            at values of its input, keeps state or writes in place where the trace would lose it; names the line.
         CheckpointError: weights that are not finite.
         ParameterError: a layer auto-LiRPA does not support; names it and the nearest supported one.
     """
     check_module(module)
+    check_function(module, example, views=True)
     lirpa = bridge_auto_lirpa()
     trainable = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
     pair = example[:1].detach().expand(2, *example.shape[1:]).contiguous()
+    check_trace(module, pair)
     with _without_dropout(module), exporter_settings_kept(), quiet():
         try:
             graph = lirpa.BoundedModule(
@@ -89,6 +93,17 @@ def check_module(module: nn.Module) -> None:
                 cause="training diverged, or the checkpoint is damaged.",
                 fix="Load another checkpoint.",
             )
+
+
+def check_deployed(module: nn.Module, example: Tensor) -> None:
+    """Check a module in its own dtype, where a copy in another one is going to be traced: forward may look at the dtype.
+
+    Raises:
+        UsageError: see :func:`rsplugins.watch.check_function`.
+    """
+    check_module(module)
+    like = next((tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()), example)
+    check_function(module, example.to(like))
 
 
 def check_slopes(module: nn.Module, graph: Any) -> None:

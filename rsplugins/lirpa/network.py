@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.graph import Operators, bounded, check_method, check_slopes, quiet, unsupported
+from rsplugins.lirpa.graph import Operators, bounded, check_deployed, check_method, check_slopes, quiet, unsupported
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.lirpa.search import is_out_of_memory
@@ -50,6 +50,7 @@ class BoundNetwork:
         self, model: nn.Module, example: Tensor, *, operators: Operators | None = None, dtype: torch.dtype | None = None
     ) -> None:
         if dtype is not None:
+            check_deployed(model, example)
             model = copy.deepcopy(model).to(dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device

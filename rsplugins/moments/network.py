@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rsplugins.classifier import Classifier
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import OutputValueError, ParameterError
-from rsplugins.lirpa.graph import bounded, quiet
+from rsplugins.lirpa.graph import bounded, check_deployed, quiet
 from rsplugins.moments.activations import Gelu
 from rsplugins.moments.operations import Elementwise, Representation
 from rsplugins.moments.rules import RULES, Rule, Site
@@ -107,6 +107,7 @@ class MomentNetwork(Propagation):
         dtype: torch.dtype | None = None,
     ) -> None:
         if dtype is not None:
+            check_deployed(model, example)
             model = copy.deepcopy(model).to(dtype)
         model = _without_casts(model)
         tensors = (*model.parameters(), *model.buffers())
