@@ -52,7 +52,8 @@ class OutwardLinear:
             self._sizes.clear()
             try:
                 low, high, *rest = original(*arguments, **options)
-                self._last_products()
+                if self._outward.active:
+                    self._last_products()
             finally:
                 totals = self._totals.pop()
             below, above = (total.detach() if isinstance(total, Tensor) else total for total in totals)
@@ -65,7 +66,7 @@ class OutwardLinear:
     def _shared(self, node: Any, original: Callable[..., Any]) -> Callable[..., Any]:
         def bound_backward(*arguments: Any, **options: Any) -> Any:
             found = original(*arguments, **options)
-            if self._totals and node.perturbed:
+            if self._totals and node.perturbed and self._outward.active:
                 with torch.no_grad():
                     for side, rows in enumerate(arguments[:2]):
                         if rows is not None:

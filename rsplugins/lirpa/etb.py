@@ -117,7 +117,7 @@ class _SoundEtb:
             return low, high
         closing = layer_of(self)
         other_low, other_high, slopes, gap = sound(_specified(closing, C), block, self.slope)
-        if outward is not None:
+        if outward is not None and outward.active:
             with torch.no_grad():
                 terms, sizes = _specified_sizes(closing, C)
                 off = rounding(sizes, terms, block, slopes, gap)

@@ -149,13 +149,30 @@ class BoundNetwork:
             assert high is not None  # it was asked for
             return low, high
 
+        def plain(images: Tensor, eps: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+            with self._as_they_come():
+                return bounds(images, eps, specification)
+
+        options: dict[str, Any] = {"method": method, "estimate": self._estimate, "plain": plain}
         try:
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=self._estimate)
+            probe(self._model, bounds, self._raw, norm, **options)
         except (RuntimeError, MemoryError, IndexError) as error:
             halved = is_out_of_memory(error)
             if not halved and not self._gives_up_patches(method, error):
                 raise
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=self._estimate, halved=halved)
+            probe(self._model, bounds, self._raw, norm, halved=halved, **options)
+
+    @contextmanager
+    def _as_they_come(self) -> Iterator[None]:
+        """Leave the bounds as floating point gives them."""
+        graphs = list((self._outward or {}).values())
+        for outward in graphs:
+            outward.active = False
+        try:
+            yield
+        finally:
+            for outward in graphs:
+                outward.active = True
 
     def _gives_up_patches(self, method: str, error: Exception) -> bool:
         """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""
@@ -257,7 +274,7 @@ class BoundNetwork:
             largest = largest + self._mean.abs().view(-1, *trailing)
         if self._std is not None:
             largest = largest / self._std.abs().view(-1, *trailing)
-        return error(16, largest)
+        return error(16, largest) * all(outward.active for outward in (self._outward or {}).values())
 
     def _normalise(self, images: Tensor) -> Tensor:
         trailing = (1,) * (images.dim() - 2)

@@ -174,6 +174,8 @@ class Outward:
 
     def __init__(self, graph: Any) -> None:
         self.graph = graph
+        self.active = True
+        """Whether anything is rounded outward now; otherwise intervals are what floating point gives."""
         self.sizes: dict[str, Tensor] = {}
         """Of each node's interval in the last pass, for those who bound linear bounds."""
         for node in graph._modules.values():
@@ -211,6 +213,8 @@ class Outward:
             low, high = _quotient(*intervals)
         else:
             low, high = propagate()
+        if not self.active:
+            return low, high
         with torch.no_grad():
             below, above = self._error(node, name, intervals, (low, high), rows)
         return low - below, high + above
@@ -286,7 +290,7 @@ class Outward:
     def specified(self, found: tuple[Tensor | None, Tensor | None], rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Widen interval bounds whose specification auto-LiRPA multiplied to the last node's interval, unmerged."""
         final = self.graph.final_node()
-        if rows is None or not hasattr(final, "interval"):
+        if rows is None or not hasattr(final, "interval") or not self.active:
             return found
         with torch.no_grad():
             terms, magnitude, _ = merged(rows, size(final.interval).unsqueeze(-1), None)

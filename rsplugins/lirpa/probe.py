@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,15 @@ Bounds = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def probe(
-    forward: Forward, bounds: Bounds, example: Tensor, norm: Norm, *, method: str, estimate: bool = False, halved: bool = False
+    forward: Forward,
+    bounds: Bounds,
+    example: Tensor,
+    norm: Norm,
+    *,
+    method: str,
+    estimate: bool = False,
+    halved: bool = False,
+    plain: Bounds | None = None,
 ) -> None:
     """Compare bounds around one drawn image with what the network does there. Deterministic; leaves global generators alone.
 
@@ -39,6 +47,8 @@ def probe(
         method: for the message.
         estimate: the bounds claim to hold in expectation only, so that just eps = 0 is compared.
         halved: a radius and a row at a time, to save memory.
+        plain: the bounds as floating point gives them, where those that are probed are rounded outward: asked for when the
+            latter are wide at eps = 0, which may be their rounding alone.
 
     Raises:
         ParameterError: the bounds contradict the network.
@@ -54,11 +64,7 @@ def probe(
     widths: list[Tensor] = []
     for part in [(eps,) for eps in radii] if halved else [radii]:
         count = len(part)
-        found = bounds(
-            image.expand(count, *image.shape[1:]).contiguous(),
-            torch.tensor(part, dtype=image.dtype),
-            matrix.expand(count, *matrix.shape).contiguous(),
-        )
+        found = bounds(*_questions(image, matrix, part))
         low, high = (bound.detach() for bound in found)
         for i, eps in enumerate(part):
             points = image if eps == 0 else _points(forward, image, rows, eps, norm, generator)
@@ -66,8 +72,17 @@ def probe(
             if not _holds(low[i], high[i], reached):
                 raise _wrong(method, eps, norm)
             widths.append(high[i] - low[i])
-    if _is_loose(widths, logits.abs().max()):
-        raise _wrong(method, 0.0, norm)
+    scale = logits.abs().max()
+    if _is_loose(widths, scale):
+        low, high = (plain or bounds)(*_questions(image, matrix, radii[:1]))
+        if _is_loose([(high - low).detach()[0]], scale):
+            raise _wrong(method, 0.0, norm)
+
+
+def _questions(image: Tensor, matrix: Tensor, radii: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    count = len(radii)
+    images = image.expand(count, *image.shape[1:]).contiguous()
+    return images, torch.tensor(radii, dtype=image.dtype), matrix.expand(count, *matrix.shape).contiguous()
 
 
 def _holds(low: Tensor, high: Tensor, reached: Tensor) -> bool:
