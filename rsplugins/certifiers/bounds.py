@@ -125,8 +125,10 @@ class BoundCertifier(Certifier[BoundParameters]):
             self.classifier.check_logits(logits, batch=len(images))
             p = self.parameters
             if p.eps is not None:
-                return search.at(images, logits, p.eps)
-            return search.largest(images, logits, p.max_eps, p.tolerance)
+                found = search.at(images, logits, p.eps)
+            else:
+                found = search.largest(images, logits, p.max_eps, p.tolerance)
+        return [{**evidence, "rounding": claims.OUTWARD} for evidence in found] if network.rounds_outward else found
 
 
 def _check_weights(classifier: Classifier) -> None:

@@ -4,7 +4,8 @@ Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
 
     {"logits": [K numbers],
      "certified": {"eps": 0.031, "margins": [K - 1 lower bounds]} or None,
-     "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None}
+     "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None,
+     "rounding": "outward" or absent}
 
 ``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not
 a number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
@@ -18,9 +19,13 @@ from typing import Any
 from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
 
 SLACK = {"float64": 1e-10, "float32": 1e-5}
-"""What a margin must exceed, relative to 1 + the largest logit: far more than the rounding of a bound in that dtype."""
+"""What a margin must exceed, relative to 1 + the largest logit, on top of the outward rounding of the bounds."""
 
-ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dtype} with a relative slack of {slack:g}"
+ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dtype}{rounded} with a relative slack of {slack:g}"
+
+OUTWARD = "outward"
+"""What evidence says under "rounding" when its margins are bounds whatever the rounding. Older evidence, which says nothing, was
+left to the slack."""
 
 
 def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
@@ -70,6 +75,7 @@ def bounds_claim(
     """
     logits, dtype = evidence["logits"], dtype or parameters["dtype"]
     found = [entry for entry in (evidence["certified"], evidence["refuted"]) if entry is not None]
+    rounded = ", rounded outward," if evidence.get("rounding") == OUTWARD else ""
     radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
     return Claim(
         prediction=logits.index(max(logits)),
@@ -78,7 +84,7 @@ def bounds_claim(
         norm=Norm(parameters["norm"]),
         alpha=None,
         rule=rule,
-        assumptions=(ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype]),),
+        assumptions=(ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype], rounded=rounded),),
     )
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
+from rsplugins.lirpa.backward import OutwardLinear
 from rsplugins.lirpa.graph import Operators, bounded, check_deployed, check_method, check_slopes, quiet, unsupported
+from rsplugins.lirpa.outward import Outward, error
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.lirpa.search import is_out_of_memory
@@ -38,8 +40,9 @@ class BoundNetwork:
         model: a Classifier or any module from (B, ...) to (B, K), in eval mode where that matters.
         example: one or more raw inputs, for their shape.
         operators: custom operators of this network alone; see :func:`rsplugins.lirpa.graph.bounded`.
-        dtype: when given, a copy of the model in this dtype is bounded; otherwise the model itself, its parameters shared, so
-            that bounds can be trained through.
+        dtype: when given, a copy of the model in this dtype is bounded, and the bounds are rounded outward, as claims need them,
+            unless they are estimates; see :mod:`rsplugins.lirpa.outward`. Otherwise it is the model itself, its parameters
+            shared, so that bounds can be trained through, as they come out of floating point.
 
     Raises:
         UsageError, CheckpointError, ParameterError: see :func:`rsplugins.lirpa.graph.bounded`; also a Classifier that a
@@ -59,12 +62,26 @@ class BoundNetwork:
         self._operators = dict(operators or {})
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
-        self.graph = bounded(self._module, self._example, self._operators, matrices=reshapes)
+        self._estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
+        self._outward: dict[int, Outward] | None = None if dtype is None or self._estimate else {}
+        self.graph = self._bounded(matrices=reshapes)
         self._of_matrices: Any = None
         check_slopes(self._module, self.graph)
         self._starts_affine = _starts_affine(self.graph)
         self._matrices = False
         self._probed: set[tuple[str, Norm]] = set()
+
+    def _bounded(self, *, matrices: bool) -> Any:
+        graph = bounded(self._module, self._example, self._operators, matrices=matrices)
+        if self._outward is not None:
+            self._outward[id(graph)] = Outward(graph)
+            OutwardLinear(self._outward[id(graph)])
+        return graph
+
+    @property
+    def rounds_outward(self) -> bool:
+        """Whether the bounds hold whatever their own rounding."""
+        return self._outward is not None
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) in this network's dtype."""
@@ -133,14 +150,30 @@ class BoundNetwork:
             assert high is not None  # it was asked for
             return low, high
 
-        estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
+        def plain(images: Tensor, eps: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+            with self._as_they_come():
+                return bounds(images, eps, specification)
+
+        options: dict[str, Any] = {"method": method, "estimate": self._estimate, "plain": plain}
         try:
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate)
+            probe(self._model, bounds, self._raw, norm, **options)
         except (RuntimeError, MemoryError, IndexError) as error:
             halved = is_out_of_memory(error)
             if not halved and not self._gives_up_patches(method, error):
                 raise
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate, halved=halved)
+            probe(self._model, bounds, self._raw, norm, halved=halved, **options)
+
+    @contextmanager
+    def _as_they_come(self) -> Iterator[None]:
+        """Leave the bounds as floating point gives them."""
+        graphs = list((self._outward or {}).values())
+        for outward in graphs:
+            outward.active = False
+        try:
+            yield
+        finally:
+            for outward in graphs:
+                outward.active = True
 
     def _gives_up_patches(self, method: str, error: Exception) -> bool:
         """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""
@@ -180,6 +213,9 @@ class BoundNetwork:
             # Inputs that lie outside the box themselves stay inside their own ball.
             low, high = torch.maximum(low, images.clamp(max=0)), torch.minimum(high, images.clamp(min=1))
         low, high = self._normalise(low), self._normalise(high)
+        if self._outward is not None:
+            off = self._rounding_of_inputs(images.abs() + width)
+            low, high = low - off, high + off
         ball = {"norm": math.inf, "eps": float(radius.max()), "x_L": low, "x_U": high}
         return self._compute((low + high) / 2, ball, **arguments)
 
@@ -189,6 +225,12 @@ class BoundNetwork:
         lowers: dict[int, Tensor] = {}
         uppers: dict[int, Tensor] = {}
         specification = arguments.pop("specification")
+        if self._outward is not None:
+            scale *= 1 - 8 * torch.finfo(self.dtype).eps
+            off = self._rounding_of_inputs(images.abs()).flatten(1)
+            # To the next power of 2, so that images of one range still go together.
+            length = 2 * torch.linalg.vector_norm(off, ORDERS[norm], dim=1)
+            radius = radius + scale * torch.exp2(torch.ceil(torch.log2(length))) + 8 * torch.finfo(self.dtype).eps * radius
         for value in sorted(set(radius.tolist())):
             rows = (radius == value).nonzero().flatten()
             part = None if specification is None else specification[rows]
@@ -205,12 +247,14 @@ class BoundNetwork:
     ) -> tuple[Tensor, Tensor | None]:
         lirpa = bridge_auto_lirpa()
         try:
-            with quiet(), _default_dtype(self.dtype):
+            with quiet(), _default_dtype(self.dtype), _plain_convolutions(self.dtype, self._outward is not None):
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
                 graph = self._graph_for(ball["norm"], method)
                 options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
                 with _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext():
                     low, high = graph.compute_bounds(method=method, **options)
+                if self._outward is not None and method == "ibp":
+                    low, high = self._outward[id(graph)].specified((low, high), specification)
         except (NotImplementedError, AssertionError) as error:
             raise unsupported(self._module, self._example, self._operators, error) from error
         return low, high if upper else None
@@ -221,8 +265,17 @@ class BoundNetwork:
         if method == "ibp" or (order == math.inf and not self._matrices):
             return self.graph
         if self._of_matrices is None:
-            self._of_matrices = bounded(self._module, self._example, self._operators, matrices=True)
+            self._of_matrices = self._bounded(matrices=True)
         return self._of_matrices
+
+    def _rounding_of_inputs(self, largest: Tensor) -> Tensor:
+        """Return what a pixel is off by once it is converted, moved by eps and normalised; ``largest`` holds sizes before that."""
+        trailing = (1,) * (largest.dim() - 2)
+        if self._mean is not None:
+            largest = largest + self._mean.abs().view(-1, *trailing)
+        if self._std is not None:
+            largest = largest / self._std.abs().view(-1, *trailing)
+        return error(16, largest) * all(outward.active for outward in (self._outward or {}).values())
 
     def _normalise(self, images: Tensor) -> Tensor:
         trailing = (1,) * (images.dim() - 2)
@@ -264,6 +317,19 @@ def _company_ignored(graph: Any, x: Any) -> Iterator[None]:
         yield
     finally:
         del graph.compute_bounds
+
+
+@contextmanager
+def _plain_convolutions(dtype: torch.dtype, outward: bool) -> Iterator[None]:
+    """Compute float32 convolutions as sums of products, without which no bound of their rounding holds for each output.
+
+    cuDNN and NNPACK may choose transforms (Winograd's, FFT) instead.
+    """
+    if not outward or dtype is not torch.float32:
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        yield
 
 
 @contextmanager
