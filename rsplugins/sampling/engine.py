@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -18,7 +19,7 @@ from rsplugins.errors import InputValueError, ParameterError, warn
 from rsplugins.execution import Execution
 from rsplugins.sampling import tuning
 from rsplugins.sampling.independence import Guard
-from rsplugins.sampling.noise import EXACT, NoiseSource, too_coarse
+from rsplugins.sampling.noise import EXACT, GaussianNoise, NoiseSource, too_coarse
 from rsplugins.sampling.readers import Reader, Sample, ScoreReader, VoteReader
 from rsplugins.sampling.slots import Clock, Segment, Slot
 from rsplugins.sampling.tally import Program
@@ -314,6 +315,25 @@ class Sampler:
 
     def _batch(self, rows: int, shape: Sequence[int]) -> Tensor:
         return tuning.empty_batch(rows, shape, channels_last=self.channels_last, dtype=self.dtype, device=self.device)
+
+
+def check_independent(classifier: nn.Module, index: int, item: Tensor, execution: Execution, *, sigma: float, rows: int) -> None:
+    """Check a model of which a sampler runs another function: a part, or one that calls it for many windows of an image.
+
+    Args:
+        classifier: from (B, *shape) to logits.
+        index: of the input.
+        item: what it is given, without a batch dimension.
+        execution: how the sampler runs.
+        sigma: of the noise that is added to the item.
+        rows: the largest batch that is tried.
+
+    Raises:
+        UsageError: what it returns for an item depends on the rest of its batch, or on earlier calls.
+    """
+    plain = replace(execution, batch_size=rows, compile=False)
+    noise, dtype = GaussianNoise(sigma, execution.seed), torch.promote_types(item.dtype, torch.float32)
+    Sampler(classifier, noise, None, plain, device=item.device, dtype=dtype).check(index, item)
 
 
 def _device_of(function: Callable[[Tensor], Tensor]) -> torch.device:

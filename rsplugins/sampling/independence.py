@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from rsplugins.sampling.tuning import is_out_of_memory
 
 SMALL = (2, 7)
 """Sizes of batch that are tried whatever the engine's is; the larger one is run again after each input."""
-_NOISY, _STEPS, _KEPT_STEPS = 4, 14, 7
+_NOISY, _STEPS, _KEPT_STEPS = 4, 12, 4
 _REPEAT = {"cpu": 16.0, "cuda": 64.0}
 """How many units in the last place two runs of the same kernels may differ by."""
 _ACROSS = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
@@ -154,6 +155,9 @@ class Guard:
         near = self._near_ties(rows, logits)
         self._targets = torch.cat([rows, near])
         self._logits = torch.cat([logits, self._one_by_one(near)]) if len(near) else logits
+        # By turns, so that a small group has both.
+        order = torch.arange(len(self._targets)).reshape(-1, _NOISY).T.flatten()
+        self._targets, self._logits = self._targets[order.to(rows.device)], self._logits[order.to(logits.device)]
         finite = self._logits[self._logits.isfinite()]
         self._scale = float(finite.abs().max()) if len(finite) else 0.0
         dtypes = [self._logits.dtype, *([self._coarsest] if self._coarsest else []), *_dtypes(self._function)]
@@ -163,7 +167,7 @@ class Guard:
 
     def _try_small(self, size: int) -> None:
         try:
-            self._check(size)
+            self._check(size, groups=1)
         except UsageError:
             raise
         except Exception as error:
@@ -171,12 +175,12 @@ class Guard:
             if not (is_out_of_memory(error) or isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))):
                 raise
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, groups: int | None = None) -> None:
         self._compare_state(self._state, self._watch.look())
         self._run(self._noisy(size))  # what a model computes once for a shape, such as a table of positions, it may keep
         self._state, before = self._watch.look(), generators(self._device)
-        trials = list(self._trials(size))
-        alone = self._one_by_one(self._targets).double()
+        trials = list(islice(self._trials(size), groups))
+        alone = self._one_by_one(self._targets).double() if groups is None else self._logits
         self._compare_state(self._state, self._watch.look())
         drawn = changed(before, generators(self._device))
         if drawn:
@@ -230,7 +234,7 @@ class Guard:
             else:
                 there = middle
             seen.append(middle)
-        return torch.cat(seen[:: _STEPS // _KEPT_STEPS])
+        return torch.cat(seen[2 :: _STEPS // _KEPT_STEPS])
 
     def _one_by_one(self, images: Tensor) -> Tensor:
         """Return the logits of images in batches of the size in which the engine decides near-ties."""

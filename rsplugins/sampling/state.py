@@ -9,6 +9,7 @@ kept in C, in files, in other processes, or in the clock is not seen here.
 from __future__ import annotations
 
 import collections
+import contextvars
 import functools
 import inspect
 import random
@@ -30,8 +31,8 @@ _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps in a module, hooks and layers among it, which are looked at by name."""
 _KNOWN = frozenset(sys.stdlib_module_names) | {"torch", "torchvision", "timm", "numpy", "scipy", "rsplugins", "functorch"}
 """Packages whose functions and classes keep no state of a model; what a model keeps in their objects is looked at."""
-_REDUCIBLE = frozenset({"builtins", "itertools", "collections", "array", "random", "_random", "numpy"})
-_DEEPEST = 6
+_REDUCIBLE = frozenset({"builtins", "itertools", "collections", "array", "random", "_random", "numpy", "_io"})
+_DEEPEST = 10
 _LONGEST = 512
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size, slice, range)
 
@@ -184,6 +185,7 @@ class _Found:
                     self.reach(value, owner)
                 elif not key.startswith("__") and not inspect.isdatadescriptor(value):
                     self._follow(f"class attribute {key!r} of {base.__qualname__}", base, key, 0)
+            self._place(f"a class attribute of {base.__qualname__}", base, "__dict__")  # those that are not there yet
 
     def _callable(self, thing: Any, owner: str, depth: int) -> None:
         if isinstance(thing, types.MethodType):
@@ -208,8 +210,7 @@ class _Found:
             return  # of a decorator of torch only what it is wrapped around
         for key in ("__defaults__", "__kwdefaults__"):
             self._follow(f"a default value of {name}", function, key, depth)
-        for key in vars(function):
-            self._follow(f"attribute {key!r} of {name}", vars(function), key, depth)
+        self._follow(f"an attribute of {name}", function, "__dict__", depth)
         names = set(_names(function.__code__))
         for key in sorted(names & function.__globals__.keys()):
             value = function.__globals__[key]
@@ -270,6 +271,10 @@ class _Reader:
             return "array", value.dtype.str, value.shape, content
         if isinstance(value, torch.Generator):
             return "generator", bytes(value.get_state().numpy().data)
+        if isinstance(value, contextvars.ContextVar):
+            return "context", self.token(value.get(None), depth + 1)
+        if isinstance(value, np.random.Generator):
+            return "generator", repr(value.bit_generator.state)
         kind = type(value).__qualname__
         if depth > _DEEPEST or isinstance(value, nn.Module | types.ModuleType | type):
             return kind
