@@ -71,6 +71,8 @@ def certify(
     values = certifier.parameters.model_dump(mode="json")
     function = {"sha256": classifier.fingerprint(), "dtype": dtype, "compile": compile, "sound": sound}
     function |= described_function(certifier)
+    if classifier.num_classes is not None:
+        function["num_classes"] = classifier.num_classes
     from rsplugins.runs.progress import Silent, for_stream
 
     shown = for_stream() if progress else Silent()
