@@ -49,6 +49,8 @@ def certificates_of(
     values = certifier.parameters.model_dump(mode="json")
     function = {"sha256": classifier.fingerprint(), "dtype": execution.dtype, "compile": execution.compile}
     function |= {"sound": execution.sound, **described_function(certifier)}
+    if classifier.num_classes is not None:
+        function["num_classes"] = classifier.num_classes
     from rsplugins.runs.progress import Silent, for_stream
 
     def read() -> Iterator[tuple[int, Tensor]]:

@@ -412,11 +412,11 @@ def _checksums(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     sums: dict[torch.device, list[Tensor]] = {}
     with torch.no_grad():
         for tensor in tensors:
-            sums.setdefault(tensor.device, []).append(_checksum(tensor))
+            sums.setdefault(tensor.device, []).append(checksum(tensor))
         return tuple((str(device), *torch.stack(found).tolist()) for device, found in sums.items())
 
 
-def _checksum(tensor: Tensor) -> Tensor:
+def checksum(tensor: Tensor) -> Tensor:
     """Return an int64 on the tensor's device, from its bytes in the order of memory, which needs no copy of a dense tensor."""
     order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride()[axis])
     data = tensor.detach().permute(order).reshape(-1).contiguous().view(torch.uint8)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
+from rsplugins.certificate import CLIPPED, Claim, Evidence, Guarantee, Norm
 
 SLACK = {"float64": 1e-10, "float32": 1e-5}
 """What a margin must exceed, relative to 1 + the largest logit, on top of the outward rounding of the bounds."""
@@ -58,7 +58,7 @@ def bounds_claim(
 
     Args:
         evidence: see the module.
-        parameters: of the certifier: ``norm`` and ``dtype``.
+        parameters: of the certifier: ``norm`` and ``dtype``; with ``clip`` the claim says that it is of the cut ball.
         rule: what the bounds rest on.
         guarantee: of the bounds.
         dtype: which the bounds were computed in, when it is not the parameter.
@@ -84,7 +84,10 @@ def bounds_claim(
         norm=Norm(parameters["norm"]),
         alpha=None,
         rule=rule,
-        assumptions=(ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype], rounded=rounded),),
+        assumptions=(
+            ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype], rounded=rounded),
+            *((CLIPPED,) if parameters.get("clip") else ()),
+        ),
     )
 
 
