@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered, Norm
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
@@ -32,7 +33,7 @@ class BoundParameters(CertifierParameters):
         max_eps: where the bisection starts; no larger radius is certified.
         tolerance: how far the radius found may be below the largest one that the method certifies there.
         clip: intersect the ball with the [0, 1] box, outside which there is no image.
-        dtype: which the bounds are computed in.
+        precision: which the bounds are computed in; float32 with more slack.
     """
 
     norm: Norm = Norm.LINF
@@ -40,7 +41,7 @@ class BoundParameters(CertifierParameters):
     max_eps: float = Field(default=0.5, gt=0)
     tolerance: float = Field(default=1e-4, gt=0)
     clip: bool = True
-    dtype: Literal["float64", "float32"] = "float64"
+    precision: Literal["float64", "float32"] = "float64"
 
 
 class BoundCertifier(Certifier[BoundParameters]):
@@ -91,17 +92,22 @@ class BoundCertifier(Certifier[BoundParameters]):
             for item, evidence in zip(batch, found, strict=True):
                 yield Gathered(item.index, evidence, samples=0, seconds=seconds)
 
+    @full_precision()
+    def describe(self) -> dict[str, Any]:
+        """Return what, besides the classifier, makes up the bounds, as JSON values."""
+        return {"arithmetic": spoken(self.classifier.device, self.parameters.precision)}
+
     def _prepare(self, images: Tensor) -> tuple[BoundNetwork, Search]:
         if self._network is None or self._search is None:
-            dtype = self.parameters.dtype
-            self._network = BoundNetwork(self.classifier, images, operators=self.operators(), dtype=DTYPES[dtype])
+            precision = self.parameters.precision
+            self._network = BoundNetwork(self.classifier, images, operators=self.operators(), dtype=DTYPES[precision])
             try:
                 self._network.check(self.method, self.parameters.norm, clip=self.parameters.clip)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise  # otherwise the first input says so, and nothing is certified before a check has passed
             batch = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
-            self._search = Search(Margins(self._margins, batch), dtype, self.slack_dtype)
+            self._search = Search(Margins(self._margins, batch), precision, self.slack_dtype)
         return self._network, self._search
 
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:

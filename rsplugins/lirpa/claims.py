@@ -53,7 +53,7 @@ def bounds_claim(
 
     Args:
         evidence: see the module.
-        parameters: of the certifier: ``norm`` and ``dtype``.
+        parameters: of the certifier: ``norm`` and ``precision``, which records of earlier releases call ``dtype``.
         rule: what the bounds rest on.
         guarantee: of the bounds.
         dtype: which the bounds were computed in, when it is not the parameter.
@@ -64,11 +64,11 @@ def bounds_claim(
     Example:
         >>> refuted = {"eps": 0.26, "margins": [-0.1]}
         >>> evidence = {"logits": [3.0, 1.0], "certified": {"eps": 0.25, "margins": [0.5]}, "refuted": refuted}
-        >>> claim = bounds_claim(evidence, {"norm": "linf", "dtype": "float64"}, rule="ibp")
+        >>> claim = bounds_claim(evidence, {"norm": "linf", "precision": "float64"}, rule="ibp")
         >>> claim.prediction, claim.radius, str(claim.guarantee)
         (0, 0.25, 'deterministic')
     """
-    logits, dtype = evidence["logits"], dtype or parameters["dtype"]
+    logits, dtype = evidence["logits"], dtype or parameters.get("precision") or parameters["dtype"]
     found = [entry for entry in (evidence["certified"], evidence["refuted"]) if entry is not None]
     radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
     return Claim(

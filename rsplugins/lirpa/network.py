@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
@@ -34,6 +35,8 @@ class BoundNetwork:
     propagation of them is sound: it drops the ball at a subtraction. A Classifier's resizing, for which auto-LiRPA has no bounds,
     becomes the linear layer that it is, behind the normalisation: bilinear weights sum to 1, so the two commute.
 
+    Everything is computed in full precision, whatever autocast or TF32 the caller is in.
+
     Args:
         model: a Classifier or any module from (B, ...) to (B, K), in eval mode where that matters.
         example: one or more raw inputs, for their shape.
@@ -46,6 +49,7 @@ class BoundNetwork:
             subclass or a hook changes, and a leaky ReLU whose slope lies outside [0, 1].
     """
 
+    @full_precision()
     def __init__(
         self, model: nn.Module, example: Tensor, *, operators: Operators | None = None, dtype: torch.dtype | None = None
     ) -> None:
@@ -65,11 +69,13 @@ class BoundNetwork:
         self._matrices = False
         self._probed: set[tuple[str, Norm]] = set()
 
+    @full_precision()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) in this network's dtype."""
         output: Tensor = self._module(self._normalise(images.to(self.device, self.dtype)))
         return output
 
+    @full_precision()
     def bounds(
         self,
         images: Tensor,
@@ -109,6 +115,7 @@ class BoundNetwork:
         self.check(method, norm, clip=clip)
         return self._bounds(images, eps, norm, clip, **arguments)
 
+    @full_precision()
     def check(self, method: str, norm: Norm = Norm.LINF, *, clip: bool = False) -> None:
         """Hold a method's bounds against the network itself, the first time that they are asked for in a norm.
 
