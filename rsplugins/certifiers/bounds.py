@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from rsplugins.arithmetic import full_precision, spoken
@@ -19,6 +19,7 @@ from rsplugins.errors import ParameterError
 from rsplugins.lirpa import claims
 from rsplugins.lirpa.graph import Operators, check_module
 from rsplugins.lirpa.network import BoundNetwork
+from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
 from rsplugins.lirpa.search import Margins, Search, is_out_of_memory
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -34,6 +35,7 @@ class BoundParameters(CertifierParameters):
         tolerance: how far the radius found may be below the largest one that the method certifies there.
         clip: intersect the ball with the [0, 1] box, outside which there is no image.
         precision: which the bounds are computed in; float32 with more slack.
+        exclude: names of plugins' bound operators that are left alone; ``rsplugins plugins list --kind bound-operator``.
     """
 
     norm: Norm = Norm.LINF
@@ -42,6 +44,12 @@ class BoundParameters(CertifierParameters):
     tolerance: float = Field(default=1e-4, gt=0)
     clip: bool = True
     precision: Literal["float64", "float32"] = "float64"
+    exclude: tuple[str, ...] = ()
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _one_name(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
 
 
 class BoundCertifier(Certifier[BoundParameters]):
@@ -49,6 +57,7 @@ class BoundCertifier(Certifier[BoundParameters]):
 
     Raises:
         ParameterError, UsageError, CheckpointError: by the constructor, when the model cannot be bounded; the layer is named.
+        PluginError: a plugin's operator that the model needs cannot be imported, or two plugins bring it.
     """
 
     Parameters = BoundParameters
@@ -67,12 +76,13 @@ class BoundCertifier(Certifier[BoundParameters]):
         check_module(classifier)
         self._network: BoundNetwork | None = None
         self._search: Search | None = None
+        self._operators = self.operators()
         if classifier.input_size is not None:
             self._prepare(torch.zeros(1, *classifier.input_size))
 
     def operators(self) -> Operators:
-        """Return the custom operators that the network is bounded with."""
-        return {}
+        """Return the operators that the network is bounded with besides auto-LiRPA's: those of plugins that hold for sure."""
+        return PluginOperators(exclude=self.parameters.exclude)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield logits and margins' lower bounds, a batch of inputs at a time."""
@@ -95,12 +105,15 @@ class BoundCertifier(Certifier[BoundParameters]):
     @full_precision()
     def describe(self) -> dict[str, Any]:
         """Return what, besides the classifier, makes up the bounds, as JSON values."""
-        return {"arithmetic": spoken(self.classifier.device, self.parameters.precision)}
+        said: dict[str, Any] = {"arithmetic": spoken(self.classifier.device, self.parameters.precision)}
+        if self._network is not None and isinstance(self._operators, PluginOperators):
+            said["operators"] = self._operators.took_part
+        return said
 
     def _prepare(self, images: Tensor) -> tuple[BoundNetwork, Search]:
         if self._network is None or self._search is None:
             precision = self.parameters.precision
-            self._network = BoundNetwork(self.classifier, images, operators=self.operators(), dtype=DTYPES[precision])
+            self._network = BoundNetwork(self.classifier, images, operators=self._operators, dtype=DTYPES[precision])
             try:
                 self._network.check(self.method, self.parameters.norm, clip=self.parameters.clip)
             except (RuntimeError, MemoryError) as error:
@@ -131,8 +144,11 @@ class BoundCertifier(Certifier[BoundParameters]):
             self.classifier.check_logits(logits, batch=len(images))
             p = self.parameters
             if p.eps is not None:
-                return search.at(images, logits, p.eps)
-            return search.largest(images, logits, p.max_eps, p.tolerance)
+                found = search.at(images, logits, p.eps)
+            else:
+                found = search.largest(images, logits, p.max_eps, p.tolerance)
+        strangers = self._operators.strangers if isinstance(self._operators, PluginOperators) else []
+        return [{**each, "operators": strangers} for each in found] if strangers else found
 
 
 def _check_weights(classifier: Classifier) -> None:
@@ -214,10 +230,9 @@ class Etb(BoundCertifier):
         super().__init__(classifier, parameters, execution)
 
     def operators(self) -> Operators:
-        """Return ETB's operators, or none for the whole-network variant, which starts from interval bounds."""
-        from rsplugins.lirpa.etb import ETB
-
-        return ETB if self.parameters.variant == "blocks" else {}
+        """Return ETB's operators, or none of them for the whole-network variant, which starts from interval bounds."""
+        named = ETB if self.parameters.variant == "blocks" else ()
+        return PluginOperators(named, estimates=True, exclude=self.parameters.exclude)
 
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
         if self.parameters.variant == "blocks":
@@ -253,9 +268,8 @@ class SoundEtb(BoundCertifier):
 
     def operators(self) -> Operators:
         """Return sound ETB's operators."""
-        from rsplugins.lirpa.etb import PASS_THROUGH, SOUND_ETB
-
-        return SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
+        named = SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
+        return PluginOperators(named, exclude=self.parameters.exclude)
 
     @staticmethod
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

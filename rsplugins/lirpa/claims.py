@@ -6,6 +6,8 @@ Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
      "certified": {"eps": 0.031, "margins": [K - 1 lower bounds]} or None,
      "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None}
 
+``operators``, where plugins' bound operators took part, names them with their versions.
+
 ``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not
 a number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
 """
@@ -21,6 +23,9 @@ SLACK = {"float64": 1e-10, "float32": 1e-5}
 """What a margin must exceed, relative to 1 + the largest logit: far more than the rounding of a bound in that dtype."""
 
 ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dtype} with a relative slack of {slack:g}"
+
+
+OPERATORS = "bounds of {operators}, as the plugin promises"
 
 
 def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
@@ -78,7 +83,10 @@ def bounds_claim(
         norm=Norm(parameters["norm"]),
         alpha=None,
         rule=rule,
-        assumptions=(ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype]),),
+        assumptions=(
+            ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype]),
+            *(OPERATORS.format(operators=each) for each in evidence.get("operators", ())),
+        ),
     )
 
 

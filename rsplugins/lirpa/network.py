@@ -59,14 +59,15 @@ class BoundNetwork:
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
         self._model, self._raw = model, example[:1].detach().to(self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
-        self._operators = dict(operators or {})
+        self._operators: Operators = operators or {}
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
         self.graph = bounded(self._module, self._example, self._operators, matrices=reshapes)
         self._of_matrices: Any = None
         check_slopes(self._module, self.graph)
         self._starts_affine = _starts_affine(self.graph)
-        self._matrices = False
+        # A plugin's operator is written for matrices; auto-LiRPA's patches are its own affair.
+        self._matrices = self._any_node_is("stranger")
         self._probed: set[tuple[str, Norm]] = set()
 
     @full_precision()
@@ -139,7 +140,7 @@ class BoundNetwork:
             assert high is not None  # it was asked for
             return low, high
 
-        estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
+        estimate = self._any_node_is("estimate")
         try:
             probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate)
         except (RuntimeError, MemoryError, IndexError) as error:
@@ -147,6 +148,9 @@ class BoundNetwork:
             if not halved and not self._gives_up_patches(method, error):
                 raise
             probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate, halved=halved)
+
+    def _any_node_is(self, what: str) -> bool:
+        return any(getattr(node, what, False) for node in self.graph._modules.values())
 
     def _gives_up_patches(self, method: str, error: Exception) -> bool:
         """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""

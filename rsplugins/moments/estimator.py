@@ -109,6 +109,11 @@ class Estimator:
         self._network = network
         return network
 
+    @property
+    def rules(self) -> list[str]:
+        """Plugins' rules that take part, as records name them."""
+        return list(getattr(self._rules, "took_part", ()))
+
     def _make(self) -> Representation:
         p = self.parameters
         if self.representation == "full":

@@ -21,12 +21,16 @@ from rsplugins.runs.seals import MANIFEST as MANIFEST
 from rsplugins.runs.seals import SEAL, manifest_text
 
 _DISTRIBUTIONS = ("torch", "torchvision", "numpy", "scipy", "timm", "auto-LiRPA", "robustbench")
-_COMPARED = ("noise", "dtype", "arithmetic")
+_COMPARED = ("noise", "dtype", "arithmetic", "operators")
 """What a certifier says about its function that records of one run have in common, whatever machine they were made on."""
 
 
 _RENAMED = {"dtype": "precision"}
 """Parameters by the name that earlier releases gave them; no certifier may have one of these any more."""
+
+
+_SINCE = {"parameters.exclude": []}
+"""Parameters that earlier releases did not have, with the value that their runs had all the same."""
 
 
 class Selection(BaseModel):
@@ -148,6 +152,9 @@ def difference(old: Manifest, new: Manifest) -> list[str]:
     """Return the lines ``key: old -> new`` for every setting in which two identities differ."""
     before, after = old.identity(), new.identity()
     keys = before.keys() | after.keys()
+    for key, value in _SINCE.items():
+        if key in after:
+            before.setdefault(key, value)
     # Where a run of an earlier release says nothing, nothing is compared.
     optional = {"model.structure", *(f"function.{key}" for key in _COMPARED)}
     keys -= {key for key in optional if key not in before or key not in after}
