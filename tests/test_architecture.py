@@ -19,7 +19,7 @@ STOREYS = [
     ["rounding"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
-    ["statistics", "checks", "compat", "runs.progress"],
+    ["statistics", "checks", "compat", "arithmetic", "runs.progress"],
     # what is seen of any module while it runs; knows no certifier
     ["watch"],
     ["classifier"],
@@ -31,9 +31,9 @@ STOREYS = [
     ["host"],
     ["builtin"],
     # the front doors that ask the host for a plugin by name; the modules behind models and data do not know the host
-    ["certification", "models.__init__", "data.__init__", "moments.plugins"],
-    # these two take plugins' moment rules
-    ["certifiers.covariance", "certifiers.covariance_guided"],
+    ["certification", "models.__init__", "data.__init__", "moments.plugins", "lirpa.operators"],
+    # these take plugins' moment rules, and plugins' bound operators
+    ["certifiers.covariance", "certifiers.covariance_guided", "certifiers.bounds"],
     ["runs", "training"],
     ["api"],
     # from the records of a model to its numbers, its card, and back into the zoo

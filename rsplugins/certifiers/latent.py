@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
@@ -121,11 +122,13 @@ class Latent(Certifier[LatentParameters]):
         return {
             **self.sampler.describe(),
             "split": self.parameters.split,
+            "encoder_arithmetic": self._encoder_arithmetic(),
             "lipschitz": self.lipschitz,
             "encoder_share": round(self.cut.share, 4),
             "head_normalises": list(self.cut.renormalises),
         }
 
+    @full_precision()
     def _encode(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the latent (without a batch dimension) and the bounds that go into the evidence."""
         self.analysis.check_unchanged(self.classifier)
@@ -145,6 +148,10 @@ class Latent(Certifier[LatentParameters]):
                 # On a copy: a head may write in place into what it is given.
                 extra["margin"] = self.margins.evidence(head(latent.clone())[0], _MARGIN_SLACK)
         return latent[0], extra
+
+    @full_precision()
+    def _encoder_arithmetic(self) -> str:
+        return spoken(self.classifier.device, self.classifier.dtype)
 
     def _program(self, extra: Mapping[str, Any]) -> Program:
         p = self.parameters

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
@@ -67,7 +68,7 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
             self.analysis.check_unchanged(self.classifier)
             start = time.perf_counter()
             images = torch.stack([item.image for item in batch]).to(self._double.device, torch.float64)
-            with torch.inference_mode():
+            with full_precision(), torch.inference_mode():
                 logits = self._double(images)
             self.classifier.check_logits(logits, batch=len(batch))
             found = [self.bounds.evidence(row, _SLACK) for row in logits]
@@ -75,9 +76,10 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
             for item, evidence in zip(batch, found, strict=True):
                 yield Gathered(item.index, evidence, samples=0, seconds=seconds)
 
+    @full_precision()
     def describe(self) -> dict[str, Any]:
-        """Return the bound of the network, as JSON values."""
-        return {"lipschitz": self.bounds.constant}
+        """Return the bound of the network, and in which arithmetic logits are computed, as JSON values."""
+        return {"lipschitz": self.bounds.constant, "arithmetic": spoken(self.classifier.device, torch.float64)}
 
     @staticmethod
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

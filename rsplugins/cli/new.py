@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def new(
     name: Annotated[str, typer.Argument(help="What the plugin brings is called so: lower-case letters, digits, hyphens.")],
     kind: Annotated[str, typer.Option(help="certifier, training-hook or model-source.")] = "certifier",
-    directory: Annotated[Path, typer.Option(help="Where the folder rsplugins-NAME is made.")] = Path(),
+    directory: Annotated[Path, typer.Option(help="Where the folder NAME is made.")] = Path(),
 ) -> None:
     """Write a plugin package that installs, works and passes its contract before anything is changed."""
     from rsplugins.errors import ParameterError
@@ -30,4 +30,4 @@ def new(
 
     for path in write_plugin(name, kind, directory):
         typer.echo(f"wrote {path}")
-    typer.echo(f"\nnext: pip install -e {directory / f'rsplugins-{name}'} && rsplugins plugins check {name} --kind {kind}")
+    typer.echo(f"\nnext: pip install -e {directory / name} && rsplugins plugins check {name} --kind {kind}")

@@ -108,14 +108,16 @@ class BoundOperatorDescriptor(Descriptor):
     """An auto-LiRPA operator: the factory is a Bound class, applied through ``custom_ops`` of one BoundedModule.
 
     Attributes:
-        operator: the ONNX name it replaces, such as ``"onnx::Gemm"``.
-        guarantee: of the bounds it computes.
+        operator: the ONNX name it bounds, such as ``"onnx::Elu"``; where auto-LiRPA has bounds of its own, these replace them.
+        guarantee: of the bounds it computes. Certifiers with a guarantee take DETERMINISTIC ones only.
+        default: whether every bound certifier takes it where a network has that operator; otherwise only those that name it.
     """
 
     kind: ClassVar[str] = "bound-operator"
 
     operator: str = ""
     guarantee: Guarantee = Guarantee.ESTIMATE
+    default: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +132,7 @@ class MomentRuleDescriptor(Descriptor):
 
     Attributes:
         operator: the class name of auto-LiRPA's operator, such as ``"BoundSoftplus"``; comes before a built-in rule for it.
+            One that auto-LiRPA does not have is traced by the rule's own ``forward``, (node, \*inputs) -> Tensor.
     """
 
     kind: ClassVar[str] = "moment-rule"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
@@ -88,6 +89,7 @@ class Analysis:
                 fix="Make the certifier again, or call rsplugins.certify, which does.",
             )
 
+    @full_precision()
     def constant(self, node: fx.Node | None = None) -> float:
         """Return an upper bound of the Lipschitz constant from the raw image to a node (the logits by default).
 
@@ -203,6 +205,7 @@ def _folded(value: Value, user: Value | None) -> bool:
     return user is not None and user is not value and user.note == "fused" and user.inputs == value.inputs
 
 
+@full_precision()
 def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *, tolerance: float = TOLERANCE) -> Analysis:
     """Trace a Classifier and set up the bound of every node; norms are computed when they are asked for.
 

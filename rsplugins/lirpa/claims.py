@@ -7,6 +7,8 @@ Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
      "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None,
      "rounding": "outward" or absent}
 
+``operators``, where plugins' bound operators took part, names them with their versions.
+
 ``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not
 a number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
 """
@@ -26,6 +28,9 @@ ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dt
 OUTWARD = "outward"
 """What evidence says under "rounding" when its margins are bounds whatever the rounding. Older evidence, which says nothing, was
 left to the slack."""
+
+
+OPERATORS = "bounds of {operators}, as the plugin promises"
 
 
 def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
@@ -58,7 +63,8 @@ def bounds_claim(
 
     Args:
         evidence: see the module.
-        parameters: of the certifier: ``norm`` and ``dtype``; with ``clip`` the claim says that it is of the cut ball.
+        parameters: of the certifier: ``norm`` and ``precision``, which records of earlier releases call ``dtype``; with ``clip`` the
+            claim says that it is of the cut ball.
         rule: what the bounds rest on.
         guarantee: of the bounds.
         dtype: which the bounds were computed in, when it is not the parameter.
@@ -69,11 +75,11 @@ def bounds_claim(
     Example:
         >>> refuted = {"eps": 0.26, "margins": [-0.1]}
         >>> evidence = {"logits": [3.0, 1.0], "certified": {"eps": 0.25, "margins": [0.5]}, "refuted": refuted}
-        >>> claim = bounds_claim(evidence, {"norm": "linf", "dtype": "float64"}, rule="ibp")
+        >>> claim = bounds_claim(evidence, {"norm": "linf", "precision": "float64"}, rule="ibp")
         >>> claim.prediction, claim.radius, str(claim.guarantee)
         (0, 0.25, 'deterministic')
     """
-    logits, dtype = evidence["logits"], dtype or parameters["dtype"]
+    logits, dtype = evidence["logits"], dtype or parameters.get("precision") or parameters["dtype"]
     found = [entry for entry in (evidence["certified"], evidence["refuted"]) if entry is not None]
     rounded = ", rounded outward," if evidence.get("rounding") == OUTWARD else ""
     radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
@@ -87,6 +93,7 @@ def bounds_claim(
         assumptions=(
             ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype], rounded=rounded),
             *((CLIPPED,) if parameters.get("clip") else ()),
+            *(OPERATORS.format(operators=each) for each in evidence.get("operators", ())),
         ),
     )
 

@@ -8,19 +8,29 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
-from rsplugins.errors import CheckpointError, ParameterError, UsageError
+from rsplugins.errors import CheckpointError, ParameterError, RspluginsError, UsageError
 from rsplugins.lirpa.layers import nearest_supported
 from rsplugins.watch import check_function, check_trace
 
 Operators = Mapping[str, type]
-"""ONNX operator name -> auto-LiRPA Bound class, as ``custom_ops`` takes them."""
+"""ONNX operator name -> auto-LiRPA Bound class, as ``custom_ops`` takes them; only the operators of the trace are looked up."""
+
+
+@runtime_checkable
+class Hinting(Protocol):
+    """Operators that can say why one is not among them."""
+
+    def hint(self, operator: str) -> str:
+        """Return a sentence, or nothing."""
+        ...
+
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
@@ -52,10 +62,12 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
     with _without_dropout(module), exporter_settings_kept(), quiet():
         try:
             graph = lirpa.BoundedModule(
-                module, pair, bound_opts=_options(module, matrices), device=pair.device, custom_ops=dict(operators or {})
+                module, pair, bound_opts=_options(module, matrices), device=pair.device, custom_ops=operators or {}
             )
         except NotImplementedError as error:
             raise unsupported(module, pair, operators, error) from error
+        except RspluginsError:  # of a plugin's operator
+            raise
         except Exception as error:
             _check_batch_sizes(module, None, pair, error)
             raise unsupported(module, pair, operators, error) from error
@@ -274,10 +286,11 @@ def unsupported(module: nn.Module, example: Tensor, operators: Operators | None,
         )
     operation = operations[0]
     layer = _layer_of(module, example, operators, operation)
+    hint = operators.hint(operation) if isinstance(operators, Hinting) else ""
     return ParameterError(
         f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
-        cause=f"the operator is not in this release of auto-LiRPA, and no plugin brings it. It said: {_said(cause)}",
-        fix=f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
+        cause=f"the operator is not in this release of auto-LiRPA, and no plugin brings it for this method. It said: {_said(cause)}",
+        fix=hint or f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
     )
 
 
@@ -308,7 +321,7 @@ def _layer_of(module: nn.Module, example: Tensor, operators: Operators | None, o
     """Find the leaf layer that brings an operator, by tracing each one alone on what it was given."""
     given: dict[str, Tensor] = {}
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: given.setdefault(name, inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: given.update({name: given.get(name, inputs[0])}))
         for name, layer in module.named_modules()
         if not any(True for _ in layer.children())
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
@@ -36,6 +37,8 @@ class BoundNetwork:
     propagation of them is sound: it drops the ball at a subtraction. A Classifier's resizing, for which auto-LiRPA has no bounds,
     becomes the linear layer that it is, behind the normalisation: bilinear weights sum to 1, so the two commute.
 
+    Everything is computed in full precision, whatever autocast or TF32 the caller is in.
+
     Args:
         model: a Classifier or any module from (B, ...) to (B, K), in eval mode where that matters.
         example: one or more raw inputs, for their shape.
@@ -49,6 +52,7 @@ class BoundNetwork:
             subclass or a hook changes, and a leaky ReLU whose slope lies outside [0, 1].
     """
 
+    @full_precision()
     def __init__(
         self, model: nn.Module, example: Tensor, *, operators: Operators | None = None, dtype: torch.dtype | None = None
     ) -> None:
@@ -59,21 +63,21 @@ class BoundNetwork:
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
         self._model, self._raw = model, example[:1].detach().to(self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
-        self._operators = dict(operators or {})
+        self._operators: Operators = operators or {}
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
-        self._estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
-        self._outward: dict[int, Outward] | None = None if dtype is None or self._estimate else {}
+        self._claims, self._outward = dtype is not None, dict[int, Outward]()
         self.graph = self._bounded(matrices=reshapes)
         self._of_matrices: Any = None
         check_slopes(self._module, self.graph)
         self._starts_affine = _starts_affine(self.graph)
-        self._matrices = False
+        # A plugin's operator is written for matrices; auto-LiRPA's patches are its own affair.
+        self._matrices = _any_node_is(self.graph, "stranger")
         self._probed: set[tuple[str, Norm]] = set()
 
     def _bounded(self, *, matrices: bool) -> Any:
         graph = bounded(self._module, self._example, self._operators, matrices=matrices)
-        if self._outward is not None:
+        if self._claims and not _any_node_is(graph, "estimate"):
             self._outward[id(graph)] = Outward(graph)
             OutwardLinear(self._outward[id(graph)])
         return graph
@@ -81,13 +85,15 @@ class BoundNetwork:
     @property
     def rounds_outward(self) -> bool:
         """Whether the bounds hold whatever their own rounding."""
-        return self._outward is not None
+        return bool(self._outward)
 
+    @full_precision()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) in this network's dtype."""
         output: Tensor = self._module(self._normalise(images.to(self.device, self.dtype)))
         return output
 
+    @full_precision()
     def bounds(
         self,
         images: Tensor,
@@ -127,6 +133,7 @@ class BoundNetwork:
         self.check(method, norm, clip=clip)
         return self._bounds(images, eps, norm, clip, **arguments)
 
+    @full_precision()
     def check(self, method: str, norm: Norm = Norm.LINF, *, clip: bool = False) -> None:
         """Hold a method's bounds against the network itself, the first time that they are asked for in a norm.
 
@@ -154,7 +161,7 @@ class BoundNetwork:
             with self._as_they_come():
                 return bounds(images, eps, specification)
 
-        options: dict[str, Any] = {"method": method, "estimate": self._estimate, "plain": plain}
+        options: dict[str, Any] = {"method": method, "estimate": _any_node_is(self.graph, "estimate"), "plain": plain}
         try:
             probe(self._model, bounds, self._raw, norm, **options)
         except (RuntimeError, MemoryError, IndexError) as error:
@@ -166,7 +173,7 @@ class BoundNetwork:
     @contextmanager
     def _as_they_come(self) -> Iterator[None]:
         """Leave the bounds as floating point gives them."""
-        graphs = list((self._outward or {}).values())
+        graphs = list(self._outward.values())
         for outward in graphs:
             outward.active = False
         try:
@@ -392,3 +399,7 @@ def _starts_affine(graph: Any) -> bool:
 def _tighter(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     upper = None if a[1] is None or b[1] is None else torch.minimum(a[1], b[1])
     return torch.maximum(a[0], b[0]), upper
+
+
+def _any_node_is(graph: Any, what: str) -> bool:
+    return any(getattr(node, what, False) for node in graph._modules.values())

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from scipy.special import log_ndtr, logsumexp
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.certifier import CertifierParameters, Input
 from rsplugins.classifier import Classifier
 from rsplugins.moments.channel import Channel
@@ -86,13 +87,14 @@ class Estimator:
             sys.stderr.write(self._needs)
             self._needs = ""  # said once, and not where nothing is left to do
             batch = [first, *islice(stream, self._batch - 1)]
-            with torch.no_grad():
+            with full_precision(), torch.no_grad():
                 images = torch.stack([item.image for item in batch])
                 found = network.propagate(images, self.parameters.sigma, self._make())
             evidence = [evidence_of(LogitGaussian(found.mean[row], found.covariance[row])) for row in range(len(batch))]
             seconds = (time.perf_counter() - start) / len(batch)
             yield from (Estimate(item, said, seconds) for item, said in zip(batch, evidence, strict=True))
 
+    @full_precision()
     def _prepare(self, images: torch.Tensor) -> MomentNetwork:
         p = self.parameters
         network = MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64)
@@ -106,6 +108,11 @@ class Estimator:
         self._batch = max(1, min(_BATCH, min(limit, 2 * COMFORT) // max(needed, 1)))
         self._network = network
         return network
+
+    @property
+    def rules(self) -> list[str]:
+        """Plugins' rules that take part, as records name them."""
+        return list(getattr(self._rules, "took_part", ()))
 
     def _make(self) -> Representation:
         p = self.parameters

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -114,8 +116,9 @@ class MomentNetwork(Propagation):
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)
         self.dtype, self.device = dtype or like.dtype, like.device
         example = example[:1].to(self.device, self.dtype)
-        self._rules = {**RULES, **(rules or {})}
-        self._graph = bounded(model, example, {"onnx::Erf": _erf()})
+        # Rules of plugins come first, and are looked up one by one: each look imports one.
+        self._rules = ChainMap(dict[str, Rule](), rules or {}, RULES)  # type: ignore[arg-type]  # none is written to
+        self._graph = bounded(model, example, _Traced(rules or {}))
         self._run(example)
         self._root = next(node.name for node in self._nodes() if type(node).__name__ == "BoundInput")
         self._random: dict[str, bool] = {}
@@ -231,18 +234,45 @@ def check_sigma(sigma: float) -> None:
         )
 
 
+class _Traced(Mapping[str, type]):
+    """Operators that let be traced what auto-LiRPA does not have: the error function, and what plugins bring with their rules."""
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self._rules = rules
+        self._operators = import_module("auto_LiRPA.bound_ops") if bridge_auto_lirpa() else None
+
+    def __iter__(self) -> Iterator[str]:
+        names = (operator for operator in self._rules if not hasattr(self._operators, operator))
+        return iter(["onnx::Erf", *(f"onnx::{operator.removeprefix('Bound')}" for operator in names)])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, operator: object) -> bool:
+        return any(operator == each for each in self)
+
+    def __getitem__(self, operator: str) -> type:
+        if operator == "onnx::Erf":
+            return _erf()
+        name = f"Bound{operator.removeprefix('onnx::')}"
+        forward = getattr(self._rules[name], "forward", None)
+        if forward is None:
+            raise ParameterError(
+                f"The moment rule for {name} cannot be reached: this release of auto-LiRPA has no such operator.",
+                cause="a network is traced with auto-LiRPA's operators, and the rule does not bring the function of this one.",
+                fix="Give the rule an attribute `forward`, (node, *inputs) -> Tensor: rule.forward = lambda node, x: F.elu(x).",
+            )
+        return type(name, (_bound(),), {"forward": forward})
+
+
+def _bound() -> Any:
+    bridge_auto_lirpa()
+    return import_module("auto_LiRPA.bound_ops").Bound
+
+
 def _erf() -> type:
     """Return an operator that lets the error function be traced; release 0.3 has none, and GELU is made of it."""
-    from importlib import import_module
-
-    bridge_auto_lirpa()
-    base: Any = import_module("auto_LiRPA.bound_ops").Bound
-
-    class BoundErf(base):  # type: ignore[misc]
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.erf(x)
-
-    return BoundErf
+    return type("BoundErf", (_bound(),), {"forward": lambda self, x: torch.erf(x)})
 
 
 def _gelu_source(node: Any) -> Any:

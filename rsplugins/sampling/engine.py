@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from rsplugins import checks
+from rsplugins import arithmetic, checks
 from rsplugins.certificate import Gathered
 from rsplugins.errors import InputValueError, ParameterError, warn
 from rsplugins.execution import Execution
@@ -91,6 +90,7 @@ class Sampler:
         if dtype not in EXACT:
             raise too_coarse(dtype)
         wants = execution.channels_last
+        self._weights = _weights_of(function) or dtype
         self.channels_last = tuning.prefers_channels_last(function) if wants is None else wants
         self.batch_size = 0 if execution.batch_size == "auto" else int(execution.batch_size)
         # dynamic=False: the micro-batch and the canonical batch each keep the one graph they are compiled to.
@@ -112,6 +112,7 @@ class Sampler:
         """Return what changes the function that is certified, for a certificate's ``function``, as JSON values."""
         return {
             "dtype": self.execution.dtype if self.execution.dtype != "float32" else str(self.dtype).removeprefix("torch."),
+            "arithmetic": arithmetic.spoken(self.device, self._weights, autocast=self.execution.dtype == "bfloat16"),
             "compile": self.execution.compile,
             "device": self.device.type,
             "noise": self.noise.name,
@@ -223,8 +224,9 @@ class Sampler:
         return self._forward(batch)[:row]
 
     def _forward(self, batch: Tensor) -> Tensor:
+        # What is recorded is what runs: an autocast that the caller is in is left.
         lower = self.execution.dtype == "bfloat16"
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if lower else contextlib.nullcontext()
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if lower else arithmetic.without_autocast()
         with torch.inference_mode(), autocast:
             logits = self._function(batch)
         if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
@@ -334,6 +336,11 @@ def check_independent(classifier: nn.Module, index: int, item: Tensor, execution
     plain = replace(execution, batch_size=rows, compile=False)
     noise, dtype = GaussianNoise(sigma, execution.seed), torch.promote_types(item.dtype, torch.float32)
     Sampler(classifier, noise, None, plain, device=item.device, dtype=dtype).check(index, item)
+
+
+def _weights_of(function: Callable[[Tensor], Tensor]) -> torch.dtype | None:
+    tensors = (*function.parameters(), *function.buffers()) if isinstance(function, nn.Module) else ()
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def _device_of(function: Callable[[Tensor], Tensor]) -> torch.device:

@@ -219,11 +219,14 @@ def _pull_back(layer: Layer, rows: Tensor, after: Tensor, before: Tensor) -> Ten
 
 class _ByAutoLirpa:
     def __init__(self, model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> None:
-        from rsplugins.lirpa.etb import ETB, SOUND_ETB
         from rsplugins.lirpa.network import BoundNetwork
+        from rsplugins.lirpa.operators import ETB, SOUND_ETB, PluginOperators
 
-        operators = {"ibp": None, "etb": ETB, "sound-etb": SOUND_ETB}
-        self.networks = {bound: BoundNetwork(model, example[:1].detach(), operators=operators[bound]) for bound in bounds}
+        named = {"ibp": (), "etb": ETB, "sound-etb": SOUND_ETB}
+        self.networks = {
+            bound: BoundNetwork(model, example[:1].detach(), operators=PluginOperators(named[bound], estimates=bound == "etb"))
+            for bound in bounds
+        }
 
     def lower(self, images: Tensor, eps: float, specification: Tensor, bound: Bound, clip: bool) -> Tensor:
         low, _ = self.networks[bound].bounds(images, eps, clip=clip, specification=specification, upper=False)
