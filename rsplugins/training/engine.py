@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rsplugins.classifier import Classifier
 from rsplugins.training.hooks import Batch, Hooks
+from rsplugins.training.inputs import hard
 from rsplugins.training.precision import unsafe_in_bfloat16
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import OptimizerSettings, Recipe
@@ -191,7 +192,7 @@ class Engine:
             self.sums["steps"] += 1
             self.sums["images"] += len(batch.labels)
             if batch.scores is not None and len(batch.scores) == len(batch.labels):
-                self.sums["correct"] += (batch.scores.argmax(1) == batch.labels).sum()
+                self.sums["correct"] += (batch.scores.argmax(1) == hard(batch.labels)).sum()
             for name, value in batch.metrics.items():
                 self.sums[name] = self.sums.get(name, torch.zeros_like(self.sums["loss"])) + value.detach()
             fine = loss.isfinite() | (self.first_bad >= 0)
