@@ -34,7 +34,8 @@ def attack(
 ) -> None:
     """Attack a model: PGD, the same with rescaled logits, and AutoAttack. Survival proves nothing.
 
-    A gap of more than 5 points between PGD and AutoAttack is flagged as likely gradient masking.
+    A gap of more than 5 points between PGD and AutoAttack is flagged as likely gradient masking where it is beyond the sampling
+    error (McNemar's exact test, 1 %).
     """
     import dataclasses
 
@@ -84,3 +85,5 @@ def _print(result: Any, settings: Any) -> None:
     console.print(f"scale check of PGD: {scaled}, margin loss {100 * result.margin:.1f}")
     for flag in result.flags:
         console.print(f"WARNING: {flag}", style="bold yellow")
+    for note in result.notes:
+        console.print(f"note: {note}")

@@ -220,7 +220,7 @@ class BoundNetwork:
             # Inputs that lie outside the box themselves stay inside their own ball.
             low, high = torch.maximum(low, images.clamp(max=0)), torch.minimum(high, images.clamp(min=1))
         low, high = self._normalise(low), self._normalise(high)
-        if self._outward is not None:
+        if self._outward:
             off = self._rounding_of_inputs(images.abs() + width)
             low, high = low - off, high + off
         ball = {"norm": math.inf, "eps": float(radius.max()), "x_L": low, "x_U": high}
@@ -232,7 +232,7 @@ class BoundNetwork:
         lowers: dict[int, Tensor] = {}
         uppers: dict[int, Tensor] = {}
         specification = arguments.pop("specification")
-        if self._outward is not None:
+        if self._outward:
             scale *= 1 - 8 * torch.finfo(self.dtype).eps
             off = self._rounding_of_inputs(images.abs()).flatten(1)
             # To the next power of 2, so that images of one range still go together.
@@ -254,13 +254,13 @@ class BoundNetwork:
     ) -> tuple[Tensor, Tensor | None]:
         lirpa = bridge_auto_lirpa()
         try:
-            with quiet(), _default_dtype(self.dtype), _plain_convolutions(self.dtype, self._outward is not None):
+            with quiet(), _default_dtype(self.dtype), _plain_convolutions(self.dtype, self.rounds_outward):
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
                 graph = self._graph_for(ball["norm"], method)
                 options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
                 with _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext():
                     low, high = graph.compute_bounds(method=method, **options)
-                if self._outward is not None and method == "ibp":
+                if self._outward and method == "ibp":
                     low, high = self._outward[id(graph)].specified((low, high), specification)
         except (NotImplementedError, AssertionError) as error:
             raise unsupported(self._module, self._example, self._operators, error) from error
@@ -282,7 +282,7 @@ class BoundNetwork:
             largest = largest + self._mean.abs().view(-1, *trailing)
         if self._std is not None:
             largest = largest / self._std.abs().view(-1, *trailing)
-        return error(16, largest) * all(outward.active for outward in (self._outward or {}).values())
+        return error(16, largest) * all(outward.active for outward in self._outward.values())
 
     def _normalise(self, images: Tensor) -> Tensor:
         trailing = (1,) * (images.dim() - 2)

@@ -139,8 +139,9 @@ class TrainingSettings(Settings):
     Attributes:
         epochs: passes over the training split.
         batch_size: over all ranks together.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32). On a CPU whose bfloat16 gradients of the
-            network cannot be trusted (3D convolutions; inputs narrower than a stride) float32 is used, and said.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32). Float32 is used, said and recorded on a
+            processor without bfloat16 units, and on a CPU whose bfloat16 gradients of the network cannot be trusted (3D
+            convolutions; inputs narrower than a stride). A resumed run goes on in the arithmetic in which it began.
         channels_last: memory layout.
         compile: whether the model goes through ``torch.compile``.
         ema: decay of the averaged weights, which are then what is measured and saved; 0 for none.

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ RECORDS, SUMMARY = "attacked.jsonl", "attack.json"
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's standard version (Croce and Hein, ICML 2020)."""
 GAP = 0.05
-"""A difference between attacks above this is flagged as likely gradient masking."""
+"""A difference between attacks above this, and beyond the sampling error, is flagged as likely gradient masking."""
+SIGNIFICANCE = 0.01
+"""Largest p-value of the paired test at which a difference is beyond the sampling error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ class Accuracy:
         margin: under the same PGD on the margin, which no factor changes.
         autoattack: under AutoAttack, or None when it was left out.
         flags: what looks like gradient masking, in words.
+        notes: differences of that size that these inputs are too few to tell from chance, in words.
     """
 
     images: int
@@ -96,6 +100,7 @@ class Accuracy:
     autoattack: float | None
     flags: Sequence[str]
     guarantee: str = str(Guarantee.EMPIRICAL)
+    notes: Sequence[str] = ()
 
 
 class Scaled(nn.Module):
@@ -251,13 +256,41 @@ def summarise(rows: Sequence[Mapping[str, Any]], settings: AttackSettings) -> Ac
     scaled = {f"{factor:g}": share(f"pgd x{factor:g}") for factor in settings.scales}
     pgd, margin = share("pgd"), share("margin")
     auto = share("autoattack") if settings.autoattack else None
-    flags = []
-    if auto is not None and pgd - auto > GAP:
-        flags.append(f"AutoAttack is {100 * (pgd - auto):.1f} points below PGD-{settings.steps}: likely gradient masking")
-    lowest = min([*scaled.values(), margin], default=pgd)
-    if pgd - lowest > GAP:
-        flags.append(f"PGD falls by {100 * (pgd - lowest):.1f} points when the logits are rescaled: likely gradient masking")
-    return Accuracy(len(rows), share("clean"), pgd, scaled, margin, auto, tuple(flags))
+    flags: list[str] = []
+    notes: list[str] = []
+
+    def judge(lower: str, comparisons: int, text: str) -> None:
+        gap = pgd - share(lower)
+        if gap <= GAP:
+            return
+        chance = min(1.0, comparisons * paired_p_value(rows, "pgd", lower))
+        seen, counted = text.format(100 * gap), f"({round(gap * len(rows))} of {len(rows)} inputs, p = {chance:.2g})"
+        if chance <= SIGNIFICANCE:
+            flags.append(f"{seen}: likely gradient masking {counted}")
+        else:
+            notes.append(f"{seen}: too few inputs to tell that from chance {counted}; attack more")
+
+    if auto is not None:
+        judge("autoattack", 1, f"AutoAttack is {{:.1f}} points below PGD-{settings.steps}")
+    rescaled = ["margin", *(f"pgd x{factor:g}" for factor in settings.scales)]
+    judge(min(rescaled, key=share), len(rescaled), "PGD falls by {:.1f} points when the logits are rescaled")
+    return Accuracy(len(rows), share("clean"), pgd, scaled, margin, auto, tuple(flags), notes=tuple(notes))
+
+
+def paired_p_value(rows: Sequence[Mapping[str, Any]], weaker: str, stronger: str) -> float:
+    """Return McNemar's exact one-sided p-value: how probable such a lead of one attack is, were both equally strong.
+
+    Both saw the same inputs, so only those that fell to one of the two count; each is then as probably the one's as the other's.
+
+    Example:
+        >>> rows = [{"pgd": True, "autoattack": False}] * 4 + [{"pgd": True, "autoattack": True}] * 46
+        >>> paired_p_value(rows, "pgd", "autoattack")
+        0.0625
+    """
+    only_stronger = sum(bool(row[weaker]) and not row[stronger] for row in rows)
+    only_weaker = sum(bool(row[stronger]) and not row[weaker] for row in rows)
+    n = only_stronger + only_weaker
+    return sum(math.comb(n, k) for k in range(only_stronger, n + 1)) / 2**n
 
 
 def _attack_batch(

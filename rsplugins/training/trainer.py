@@ -134,9 +134,8 @@ class Trainer:
             torch.random.fork_rng(),
             Progress(self.recipe.name, self.recipe.training.epochs, self.steps, quiet=self.quiet) as shown,
         ):
-            if self.engine.not_in_bfloat16:
-                why = f"{self.engine.not_in_bfloat16}, which this CPU's bfloat16 computes wrong gradients of"
-                shown.say(f"{self.recipe.name}: trains in float32: {why}")
+            if self.engine.why_precision:
+                shown.say(f"{self.recipe.name}: trains in {self.engine.precision}: {self.engine.why_precision}")
             if state is not None:
                 shown.say(f"{self.recipe.name}: resuming at epoch {epoch + 1}, step {step + 1}")
             status = self._run(epoch, step, deadline, shown)
@@ -185,8 +184,6 @@ class Trainer:
         row: dict[str, Any] = {"epoch": epoch, "lr": self.engine.optimizer.param_groups[0]["lr"], **self.engine.numbers()}
         if (epoch + 1) % self.recipe.training.evaluate_every == 0 or epoch + 1 == self.recipe.training.epochs:
             with self.engine.averaged() as classifier, self.engine.autocast():
-                # Batch statistics differ from rank to rank, and the first one's are what is saved.
-                self.ranks.copy_from_first(classifier.buffers())
                 row["test_accuracy"] = accuracy(classifier, self.test, ranks=self.ranks)
         self.engine.hooks.on_epoch_end(epoch, row)
         # An epoch that was interrupted counts only the part done now, scaled to a whole one.
@@ -263,6 +260,7 @@ class Trainer:
             "minutes": round(self._seconds() / 60, 3),
             "device": files.device_name(self.device),
             "precision": self.engine.precision,
+            **({"precision_reason": self.engine.why_precision} if self.engine.why_precision else {}),
             "ranks": self.ranks.world,
             "seed": recipe.seed,
             "recipe_sha256": recipe.sha256(),
