@@ -128,7 +128,7 @@ class BoundOperatorDescriptor(Descriptor):
 
 @dataclass(frozen=True)
 class MomentRuleDescriptor(Descriptor):
-    """What an auto-LiRPA operator does to a Gaussian; the factory is a function from a ``rsplugins.moments.rules.Site``.
+    r"""What an auto-LiRPA operator does to a Gaussian; the factory is a function from a ``rsplugins.moments.rules.Site``.
 
     Attributes:
         operator: the class name of auto-LiRPA's operator, such as ``"BoundSoftplus"``; comes before a built-in rule for it.

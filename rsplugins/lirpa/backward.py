@@ -115,7 +115,9 @@ class OutwardLinear:
             return error(_FEW + self._additions, sizes[0] / sizes[1])
         if name in ("Mul", "MatMul") and several:
             return error(self._count(sizes[0]) + sizes[0].shape[-1], 4 * SUMS[name](node, sizes, None)[1])
-        constants = [torch.zeros_like(part) if parent.perturbed else part for parent, part in zip(node.inputs, sizes, strict=True)]
+        constants = [
+            torch.zeros_like(part) if parent.perturbed else part for parent, part in zip(node.inputs, sizes, strict=True)
+        ]
         shift = SUMS[name](node, constants, None)[1]
         own = self._outward.sum_error(node, sizes, None, self._additions)
         broadcast = any(parent.perturbed and part.shape != shift.shape for parent, part in zip(node.inputs, sizes, strict=True))

@@ -11,8 +11,8 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import time
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import wrong_models
-from torch import nn
 
 import rsplugins
 from rsplugins.errors import UsageError
-from rsplugins.sampling import independence
 
 SETTINGS = {"sigma": 0.25, "n0": 20, "n": 400, "alpha": 0.01}
 SAMPLERS = {
