@@ -148,7 +148,7 @@ class BoundCertifier(Certifier[BoundParameters]):
             else:
                 found = search.largest(images, logits, p.max_eps, p.tolerance)
         strangers = self._operators.strangers if isinstance(self._operators, PluginOperators) else []
-        said = {"rounding": claims.OUTWARD} if network.rounds_outward else {}
+        said: dict[str, Any] = {"rounding": claims.OUTWARD} if network.rounds_outward else {}
         said |= {"operators": strangers} if strangers else {}
         return [{**evidence, **said} for evidence in found]
 

@@ -276,7 +276,7 @@ class BoundNetwork:
         return self._of_matrices
 
     def _rounding_of_inputs(self, largest: Tensor) -> Tensor:
-        """Return what a pixel is off by once it is converted, moved by eps and normalised; ``largest`` holds sizes before that."""
+        """Return what a pixel is off by once it is converted, moved by eps and normalised; ``largest``: sizes before that."""
         trailing = (1,) * (largest.dim() - 2)
         if self._mean is not None:
             largest = largest + self._mean.abs().view(-1, *trailing)
