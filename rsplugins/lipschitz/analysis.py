@@ -10,11 +10,10 @@ from torch import fx
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.arguments import NoBoundError
 from rsplugins.lipschitz.calls import is_restless, value_of
 from rsplugins.lipschitz.norms import TOLERANCE
 from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched, kept_generators
-from rsplugins.lipschitz.rules import UnsupportedLayerError
+from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
 from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, total_operations, trace
 from rsplugins.lipschitz.values import Evaluation, Value
 
@@ -93,6 +92,8 @@ class Analysis:
             UnsupportedLayerError: a layer on the way has no bound; names it and the nearest cut before it.
         """
         node = node or self.traced.output
+        if not self.traced.info[node].varying:
+            return 0.0
         if node not in self.values:
             raise self._unsupported(node)
         for earlier in self.traced.graph.nodes:  # in order, so that no recursion runs deep

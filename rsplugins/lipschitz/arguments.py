@@ -87,10 +87,17 @@ class Call:
             if shape is None:
                 raise NoBoundError(f"the {name} of {self.name} is not one tensor")
             return Operand(self.values[argument], shape)
-        constant = self._static(name, argument)
-        if not isinstance(constant, (int, float, Tensor)):
-            raise NoBoundError(f"{self.name} is called with {name}={_text(constant)}, which is no tensor or number")
+        constant = self.real(name, argument)
+        if constant is None:
+            raise NoBoundError(f"{self.name} is called without {name}")
         return Operand(None, tuple(constant.shape) if isinstance(constant, Tensor) else (), constant)
+
+    def real(self, name: str, argument: Any) -> int | float | Tensor | None:
+        """Return an argument, or a part of it, that is None or real and does not depend on the image."""
+        constant = self._static(name, argument)
+        if not isinstance(constant, (int, float, Tensor, type(None))) or (isinstance(constant, Tensor) and constant.is_complex()):
+            raise NoBoundError(f"{self.name} is called with {name}={_text(constant)}, which is no number or tensor of numbers")
+        return constant
 
     def constant(self, name: str, default: Any = None) -> Any:
         """Return an argument that does not depend on the image."""
@@ -106,9 +113,13 @@ class Call:
     def only(self, name: str, *allowed: Any) -> Any:
         """Return an argument that must have one of some values, the first of which it has where it is not given."""
         value = self.constant(name, allowed[0])
-        if not any(type(value) is type(one) and value == one for one in allowed):
+        if not any(_is(value, one) for one in allowed):
             raise NoBoundError(f"{self.name} is called with {name}={_text(value)}, which has no bound here")
         return value
+
+    def precise(self) -> None:
+        """Check that no argument makes the result coarser than float32, which would round it in steps."""
+        self.only("dtype", None, torch.float32, torch.float64)
 
     def ignore(self, *names: str) -> None:
         """Leave arguments out that change nothing, or nothing but the shape of the result, which the rule reads."""

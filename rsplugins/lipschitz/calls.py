@@ -21,9 +21,6 @@ from rsplugins.lipschitz.values import Scale, Value, outward
 _MAX_MIN = ("rsplugins.lipschitz.orthogonal.MaxMin", "orthogonium.layers.custom_activations.MaxMin")
 """Sorting pairs is a permutation on each of finitely many pieces and continuous, hence 1-Lipschitz."""
 
-_PRECISE = (torch.float32, torch.float64)
-"""Types whose rounding the bounds leave aside; a coarser one makes steps."""
-
 _UNREADABLE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, AttributeError)
 
 
@@ -53,14 +50,6 @@ def value_of(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Val
     Raises:
         NoBoundError: why there is none.
     """
-    value = _value(traced, node, values)
-    dtype = traced.info[node].dtype
-    if dtype is not None and dtype not in _PRECISE:
-        raise NoBoundError(f"it returns {str(dtype).removeprefix('torch.')}, and rounding to that type makes jumps")
-    return value
-
-
-def _value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     if node.op == "placeholder":
         return Value("input")
     if node.op == "call_module":

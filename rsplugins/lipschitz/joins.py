@@ -87,12 +87,16 @@ def stack(call: Call) -> Value:
         if call.info[parts].shape is not None:
             raise NoBoundError(f"{call.name} is called with one tensor")
         return call.values[parts].through(1.0)  # all the pieces of one value, each once
-    if not isinstance(parts, (tuple, list)) or not all(isinstance(part, (fx.Node, Tensor)) for part in parts):
-        raise NoBoundError(f"{call.name} is called with tensors that are no list of tensors")
-    moving = [part for part in parts if isinstance(part, fx.Node) and call.info[part].varying]
-    if any(call.info[part].shape is None for part in moving):
-        raise NoBoundError(f"{call.name} is called with tensors that are no list of tensors")
-    values = [call.values[part] for part in moving]
+    if not isinstance(parts, (tuple, list)):
+        raise NoBoundError(f"{call.name} is called with tensors that are no list")
+    values = []
+    for part in parts:
+        if not isinstance(part, fx.Node) or not call.info[part].varying:
+            call.real("tensors", part)
+        elif call.info[part].shape is None:
+            raise NoBoundError(f"{call.name} is called with a list in which something is no tensor")
+        else:
+            values.append(call.values[part])
     return values[0].through(1.0) if len(values) == 1 else stacked(values, [1.0] * len(values))
 
 
@@ -100,6 +104,5 @@ def clamp(call: Call) -> Value:
     """Bound a cut to a constant range: no slope is above 1, and a range with more entries repeats the input's."""
     value, shape = call.source()
     for name in ("min", "max"):
-        if not isinstance(call.constant(name), (int, float, Tensor, type(None))):
-            raise NoBoundError(f"{call.name} is called with a {name} that is no number or tensor")
+        call.real(name, call.constant(name))
     return value.through(repeats(shape, call.out))

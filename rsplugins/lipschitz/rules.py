@@ -12,7 +12,8 @@ from torch import Tensor
 from rsplugins.errors import UsageError
 from rsplugins.lipschitz import windows
 from rsplugins.lipschitz.activations import OPTIONS, SLOPES
-from rsplugins.lipschitz.arguments import Call, NoBoundError, Shape
+from rsplugins.lipschitz.arguments import Call, Shape
+from rsplugins.lipschitz.arguments import NoBoundError as NoBoundError  # rules raise it
 from rsplugins.lipschitz.convolution import Convolution, _each, resolve_padding
 from rsplugins.lipschitz.joins import channels_second
 from rsplugins.lipschitz.norms import up
@@ -178,7 +179,8 @@ def adaptive_avg_pool(call: Call) -> Value:
 def reduction(call: Call) -> Value:
     r"""Bound a mean over N entries by :math:`1/\sqrt N`, a sum by :math:`\sqrt N`, a maximum by 1."""
     value, shape = call.source()
-    call.ignore("dim", "keepdim", "dtype")  # seen in the size and type of the result
+    call.ignore("dim", "keepdim")  # seen in the size of the result
+    call.precise()
     count = math.prod(shape) // max(1, math.prod(call.out))
     root = math.sqrt(count)
     return value.apply(Fixed({"mean": up(1.0 / root), "sum": up(root), "max": 1.0}[call.options["name"]] if count > 1 else 1.0))
@@ -187,7 +189,8 @@ def reduction(call: Call) -> Value:
 def softmax(call: Call) -> Value:
     r"""Bound softmax by 1/2: the magnitudes in a row of its Jacobian sum to :math:`2 p_i (1 - p_i) \le 1/2` (Gershgorin)."""
     value, _ = call.source()
-    call.ignore("dim", "_stacklevel", "dtype")  # any dimension; the type is seen in the result
+    call.ignore("dim", "_stacklevel")  # any dimension
+    call.precise()
     return value.through(0.5)
 
 

@@ -83,7 +83,7 @@ def getitem(call: Call) -> Value:
 
 
 def keep(call: Call) -> Value:
-    """Bound a copy, or a change of the format in memory; a type of fewer bits is refused with the result."""
+    """Bound a copy, with another format in memory or as float32 or float64."""
     value, _ = call.source()
     call.ignore("memory_format")
     return value.through(1.0)

@@ -56,14 +56,12 @@ class Info:
         static: the value, where it does not depend on the image's pixels (weights, numbers, shapes).
         varying: whether it depends on the pixels.
         operations: floating-point operations of this node.
-        dtype: of a tensor; None for anything else.
     """
 
     shape: tuple[int, ...] | None
     static: Any
     varying: bool
     operations: int
-    dtype: torch.dtype | None = None
 
 
 @dataclass
@@ -202,9 +200,7 @@ class _Recorder(fx.Interpreter):
             varying = varying and not _reads_shape(n)
             shape = tuple(result.shape) if isinstance(result, Tensor) else None
             operations = self.counter.get_total_flops() - before
-            self.traced.info[n] = Info(
-                shape, None if varying else result, varying, operations, getattr(result, "dtype", None)
-            )
+            self.traced.info[n] = Info(shape, None if varying else result, varying, operations)
         return result
 
 
