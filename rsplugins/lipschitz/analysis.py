@@ -97,6 +97,8 @@ class Analysis:
             UnsupportedLayerError: a layer on the way has no bound; names it and the nearest cut before it.
         """
         node = node or self.traced.output
+        if not self.traced.info[node].varying:
+            return 0.0
         if node not in self.values:
             raise self._unsupported(node)
         for earlier in self.traced.graph.nodes:  # in order, so that no recursion runs deep
