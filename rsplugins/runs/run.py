@@ -117,6 +117,8 @@ def certificate_of(row: Row, manifest: Manifest) -> Certificate:
     gathered = Gathered(record.index, record.evidence, record.samples, record.seconds, record.error)
     function = {"sha256": manifest.model.get("sha256"), "dtype": manifest.dtype, "compile": manifest.compile}
     function |= {"sound": manifest.sound, **manifest.function}
+    if manifest.model.get("num_classes") is not None:
+        function["num_classes"] = manifest.model["num_classes"]
     if manifest.imported is not None and row.claim is not None:
         said = row.claim
         return Certificate(
