@@ -12,7 +12,7 @@ from rsplugins.arithmetic import full_precision
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.calls import is_restless, value_of
+from rsplugins.lipschitz.calls import is_known_module, is_restless, value_of
 from rsplugins.lipschitz.norms import TOLERANCE
 from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
@@ -231,7 +231,7 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
     with kept_generators(classifier.device):
         size = known_size(classifier, input_size)
         watch(classifier, torch.zeros(1, *size, device=classifier.device), exact=not is_restless(classifier))
-        traced = trace(classifier, size)
+        traced = trace(classifier, is_known_module, size)
         check_function(traced, classifier, restless=is_restless(classifier))
     analysis = Analysis(classifier, traced, sha256, evaluation=Evaluation(tolerance))
     overwritten = overwritten_too_early(traced)

@@ -255,22 +255,23 @@ def known_size(classifier: Classifier, input_size: tuple[int, ...] | None = None
     return size
 
 
-def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> Traced:
+def trace(
+    classifier: Classifier, is_known: Callable[[nn.Module], bool], input_size: tuple[int, ...] | None = None
+) -> Traced:
     """Trace a Classifier and run it once on a grey image.
 
     Args:
         classifier: in eval mode.
+        is_known: whether a layer stands in the graph as one node, whatever its forward does.
         input_size: shape of one raw image; taken from the Classifier when left out.
 
     Raises:
         UsageError: the network's own forward branches on its input, returns something else than a tensor, is in training mode, or
             the size is not known.
     """
-    from rsplugins.lipschitz.calls import is_known_module
-
     size = known_size(classifier, input_size)
     root = Pipeline(classifier).eval()
-    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known_module(m) else None)
+    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known(m) else None)
     try:
         graph = tracer.trace(root)
     except Exception as error:

@@ -7,7 +7,7 @@ from closed_cases import NOT_TAKEN, TARGETS, Probe, cases, schema
 import rsplugins
 from rsplugins.errors import UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.calls import value_of
+from rsplugins.lipschitz.calls import is_known_module, value_of
 from rsplugins.lipschitz.rules import NoBoundError
 from rsplugins.lipschitz.tracing import trace
 from rsplugins.lipschitz.values import Evaluation
@@ -32,7 +32,7 @@ def probe_of(case):
 def bound_of(probe):
     """The bound by the table alone, or None where it refuses; the checks of whole models would refuse some for other reasons."""
     try:
-        traced = trace(rsplugins.Classifier(probe, input_size=(1, 1, probe.size)).double().eval())
+        traced = trace(rsplugins.Classifier(probe, input_size=(1, 1, probe.size)).double().eval(), is_known_module)
     except UsageError:
         return None
     values, stale = {}, overwritten_too_early(traced)
