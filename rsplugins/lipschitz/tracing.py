@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -149,6 +150,18 @@ def descendants(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
+class _InPlace(fx.Proxy):
+    """A value of which ``h += g`` is recorded as a write: torch.fx has ``h = h + g``, and other names of h would miss it."""
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda value, other: value.tracer.create_proxy("call_function", function, (value, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_InPlace, f"__{_name}__", _augmented(getattr(operator, _name)))
+
+
 class Tracer(fx.Tracer):
     """Traces through everything but leaves; a layer that cannot be traced becomes one opaque node.
 
@@ -163,6 +176,10 @@ class Tracer(fx.Tracer):
         self.outputs: dict[str, list[fx.Node]] = defaultdict(list)
         self.opaque: dict[str, str] = {}
         self._is_leaf = is_leaf
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the stand-in for a node's value."""
+        return _InPlace(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node."""
@@ -293,11 +310,15 @@ def trace(
 def _drop_unused(traced: Traced) -> None:
     # Assertions are of no use here. A write in place is of use although nothing takes what it returns.
     needed = traced.needed() | {traced.input}
+    lasting = frozenset().union(*(info.memory for node, info in traced.info.items() if node.op == "get_attr"))
     for node in reversed(list(traced.graph.nodes)):
-        if node.op == "output" or node in needed:
+        if node.op == "output":
             continue
-        if traced.info[node].written:
+        written = traced.info[node].written
+        if written & lasting or (written and node not in needed):
             raise _lost(traced, node)
+        if node in needed:
+            continue
         traced.graph.erase_node(node)
         del traced.info[node]
     traced.outputs = {

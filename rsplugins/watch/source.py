@@ -37,7 +37,7 @@ class Code:
 
     def reads(self, name: str) -> bool:
         """Return whether a function may use what a name holds, rather than only count or collect in it."""
-        if not self._complete or not self._parsed:
+        if not self._complete or not self._parsed or name.startswith("__"):
             return True
         for _, _, tree in self._parsed:
             harmless = {id(node) for node in _updates(tree, name)}
@@ -50,7 +50,7 @@ class Code:
         """Return ``file:line: text`` of the first statement that changes what a name holds; nothing when none is found."""
         for file, first, tree in self._parsed:
             for node in ast.walk(tree):
-                if isinstance(node, ast.stmt) and any(_is(part, name) for part in _changed(node)):
+                if isinstance(node, (ast.stmt, ast.Call)) and any(_is(part, name) for part in _changed(node)):
                     return lines.shown(file, first + node.lineno - 1)
         return ""
 
@@ -75,14 +75,16 @@ def _updates(tree: ast.AST, name: str) -> Iterator[ast.AST]:
             yield call.func.value
 
 
-def _changed(node: ast.stmt) -> Iterator[ast.AST]:
-    """Yield the parts of the targets of a statement that changes something."""
+def _changed(node: ast.stmt | ast.Call) -> Iterator[ast.AST]:
+    """Yield the parts of what a statement or a call of ``next`` changes."""
     targets: list[ast.AST] = []
     if isinstance(node, ast.Assign):
         targets = list(node.targets)
     elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
         targets = [node.target]
-    elif isinstance(node, (ast.Expr, ast.Return)) and isinstance(node.value, ast.Call):
-        targets = [node.value.func, *node.value.args]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        targets = [node.value.func]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "next":
+        targets = list(node.args)
     for target in targets:
         yield from ast.walk(target)

@@ -35,7 +35,7 @@ _ONLY_SHAPES = {
 _CALLS = (
     "tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "__reduce_ex__",
     "__deepcopy__", "apply_", "map_", "map2_", "share_memory_", "item", "__bool__", "__int__", "__float__", "__index__",
-    "__complex__", "__contains__", "set_",
+    "__complex__", "__contains__", "set_", "__repr__", "__format__",
 )  # fmt: skip
 _ATTRIBUTES = ("data", "__cuda_array_interface__")
 
