@@ -19,7 +19,7 @@ STOREYS = [
     ["rounding"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
-    ["statistics", "checks", "compat", "runs.progress"],
+    ["statistics", "checks", "doubts", "compat", "runs.progress"],
     ["classifier"],
     ["certifier", "chain"],
     # the zoo is its file format and where the files lie: models.zoo reads them
