@@ -197,10 +197,17 @@ def _parameter_error(error: ValidationError, model: type[CertifierParameters], m
         if problem["type"] == "missing":
             lines.append(f"{name} is missing")
         elif name:
-            lines.append(f"{name} is {problem['input']!r}; allowed: {message}")
+            lines.append(f"{name} is {problem['input']!r}; allowed: {message}{_on_255(name, problem)}")
         else:
             lines.append(message)
     return ParameterError(f"The certifier {method!r} cannot run with these parameters: {'; '.join(lines)}.")
+
+
+def _on_255(name: str, problem: Any) -> str:
+    """Return what to give in place of a value on the scale of pixels from 0 to 255."""
+    if name not in ("sigma", "eps") or problem["type"] != "less_than_equal":
+        return ""
+    return f", on the scale of [0, 1] pixels; did you mean {problem['input']}/255 = {float(problem['input']) / 255:.4g}?"
 
 
 def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any], execution: Execution) -> Certifier[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rsplugins import checks
+from rsplugins import checks, doubts
 from rsplugins.errors import OutputValueError, ParameterError, UsageError
 
 ChannelValues = float | Sequence[float] | Tensor
@@ -71,6 +71,7 @@ class Classifier(nn.Module):
         # rsplugins.data.preparation.plan. No part of the function.
         self.preparation: dict[str, Any] | None = None
         self._fingerprint: tuple[Any, str] | None = None
+        self._doubted = False
         try:
             self.eval()
         except NotImplementedError as error:
@@ -125,6 +126,14 @@ class Classifier(nn.Module):
         checks.check_values(x)
         if self.num_classes is None and len(x) > 0 and not any_size:
             self.num_classes = self._probe(x[:1])
+        if len(x) > 0 and not any_size:
+            self._doubt(x[:1])
+
+    def _doubt(self, x: Tensor) -> None:
+        """Warn once where mean and std are given for a network that normalises by itself."""
+        if not self._doubted and (self.mean is not None or self.std is not None):
+            doubts.about_normalisation(self.module, self.preprocess(x.to(self.device)))
+        self._doubted = True
 
     def check_logits(self, logits: Any, batch: int | None = None) -> None:
         """Check what the model returned.
@@ -293,6 +302,8 @@ def wrap(
     Returns:
         The Classifier. A Classifier passed in comes back as it is.
 
+    Warns when mean or std are given for a network that begins with a normalisation of its own.
+
     Raises:
         ParameterError: ``module`` is not an ``nn.Module``, or mean, std or a size is malformed.
         OutputValueError: the pass on zeros failed (naming the layer) or gave something else than finite (1, num_classes) logits.
@@ -322,7 +333,9 @@ def wrap(
         module, mean=mean, std=std, input_size=input_size, num_classes=num_classes, resize=resize, source=source
     )
     if classifier.input_size is not None:
-        classifier.num_classes = classifier._probe(torch.zeros(1, *classifier.input_size))
+        zeros = torch.zeros(1, *classifier.input_size)
+        classifier.num_classes = classifier._probe(zeros)
+        classifier._doubt(zeros)
     return classifier
 
 

@@ -19,7 +19,7 @@ STOREYS = [
     ["rounding"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
-    ["statistics", "checks", "compat", "arithmetic", "runs.progress"],
+    ["statistics", "checks", "doubts", "compat", "arithmetic", "runs.progress"],
     # what is seen of any module while it runs; knows no certifier
     ["watch"],
     ["classifier"],

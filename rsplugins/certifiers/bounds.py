@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rsplugins.arithmetic import full_precision, spoken
@@ -50,6 +50,15 @@ class BoundParameters(CertifierParameters):
     @classmethod
     def _one_name(cls, names: Any) -> Any:
         return (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _within_pixels(self) -> BoundParameters:
+        if self.norm is Norm.LINF and self.eps is not None and self.eps > 1:
+            raise ValueError(
+                f"eps is {self.eps:g} in linf, more than all images are apart; allowed: up to 1, on the scale of [0, 1] pixels; "
+                f"did you mean {self.eps:g}/255 = {self.eps / 255:.4g}?"
+            )
+        return self
 
 
 class BoundCertifier(Certifier[BoundParameters]):

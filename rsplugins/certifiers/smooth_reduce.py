@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from rsplugins import doubts
 from rsplugins.certificate import Claim, Evidence, Gathered
-from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+from rsplugins.certifier import LARGEST_SIGMA, Certifier, CertifierParameters, Execution, Input
 from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.reduction import claims
 from rsplugins.reduction.function import Lift, Reduced
@@ -53,7 +54,7 @@ class SmoothReduceParameters(CertifierParameters):
         bound: for ``soft``: the bound on the mean score.
     """
 
-    sigma: float = Field(default=0.25, gt=0)
+    sigma: float = Field(default=0.25, gt=0, le=LARGEST_SIGMA)
     n0: int = Field(default=100, ge=1)
     n: int = Field(default=10_000, ge=1)
     alpha: float = Field(default=0.001, gt=0, lt=1)
@@ -199,6 +200,8 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
         if plan.chunk is not None:
             window = window[:, : plan.chunk]
         size = self.execution.batch_size
+        if self.parameters.noise == "soft" or self.parameters.scores == "probabilities":
+            doubts.about_scores(self.classifier, window[None], "smooth-reduce")
         rows = _ROWS if size == "auto" else min(size, _ROWS)
         check_independent(self.classifier, first.index, window, self.execution, sigma=self.parameters.sigma, rows=rows)
 

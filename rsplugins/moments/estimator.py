@@ -14,7 +14,7 @@ from pydantic import Field
 from scipy.special import log_ndtr, logsumexp
 
 from rsplugins.arithmetic import full_precision
-from rsplugins.certifier import CertifierParameters, Input
+from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.full import Full
@@ -31,7 +31,7 @@ _BATCH = 16
 class MomentParameters(CertifierParameters):
     """What the user may set of the propagation."""
 
-    sigma: float = Field(0.25, gt=0, description="standard deviation of the noise, on raw [0, 1] pixels")
+    sigma: float = Field(0.25, gt=0, le=LARGEST_SIGMA, description="standard deviation of the noise, on raw [0, 1] pixels")
     representation: Literal["auto", "full", "low-rank", "channel", "published"] = Field(
         "auto", description="of the covariance; 'auto' takes 'full' for small networks and 'low-rank' for others"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rsplugins.errors import ParameterError, UsageError
-from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Whole, plain, read
+from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Sigma, Whole, plain, read
 
 Share = Annotated[float, Range(0.0, 1.0, open_low=True)]
 
@@ -173,7 +173,7 @@ class EvaluationSettings(Settings):
 
     WHERE = "[evaluation]"
 
-    sigma: Positive | None = None
+    sigma: Sigma | None = None
     n: Count = 100_000
     stride: Count = 20
     eps: Annotated[float, Range(0.0, 1.0, open_low=True)] | None = None
