@@ -33,7 +33,7 @@ def list_plugins(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Only certifier, model-source, dataset, bound-operator, moment-rule, training-hook, or plugin (those that failed)."
+            help="certifier, model-source, dataset, bound-operator, moment-rule, training-hook, or plugin (those that failed)."
         ),
     ] = None,
 ) -> None:
@@ -84,8 +84,8 @@ def check_plugin(
     reference: Annotated[
         str,
         typer.Option(
-            help="Of a model source: a model that can be loaded here. Of a data set: what follows the colon. Of a bound operator or "
-            "moment rule: module:attribute, which makes a layer with that operator."
+            help="A model that a source can load here; what follows a data set's colon; or module:attribute, which makes a layer with "
+            "the operator of a bound operator or moment rule."
         ),
     ] = "",
     about: Annotated[

@@ -62,7 +62,11 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
     with _without_dropout(module), exporter_settings_kept(), quiet():
         try:
             graph = lirpa.BoundedModule(
-                module, pair, bound_opts=_options(module, matrices), device=pair.device, custom_ops=operators or {}
+                module,
+                pair,
+                bound_opts=_options(module, matrices),
+                device=pair.device,
+                custom_ops={} if operators is None else operators,
             )
         except NotImplementedError as error:
             raise unsupported(module, pair, operators, error) from error

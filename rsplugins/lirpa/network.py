@@ -63,7 +63,7 @@ class BoundNetwork:
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
         self._model, self._raw = model, example[:1].detach().to(self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
-        self._operators: Operators = operators or {}
+        self._operators: Operators = {} if operators is None else operators  # an empty one still says why
         self._example = self._normalise(example[:1].to(self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
         self._claims, self._outward = dtype is not None, dict[int, Outward]()

@@ -52,7 +52,7 @@ class PluginOperators(Mapping[str, type]):
         """
         if operator not in self._classes:
             entry = self._entry(operator)
-            self._classes[operator] = _bound_class(entry)
+            self._classes[operator] = bound_class(entry)
             self._used[operator] = entry
         return self._classes[operator]
 
@@ -117,7 +117,7 @@ def _said(entry: Entry) -> str:
     return f"{entry.name} ({entry.distribution}{'' if entry.distribution == PROJECT else f' {entry.version}'})"
 
 
-def _bound_class(entry: Entry) -> type:
+def bound_class(entry: Entry) -> type:
     """Import an operator; that of a stranger is wrapped, so that what it raises names its plugin."""
     bridge_auto_lirpa()
     from auto_LiRPA.bound_ops import Bound
