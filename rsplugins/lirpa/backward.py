@@ -115,12 +115,10 @@ class OutwardLinear:
             return error(_FEW + self._additions, sizes[0] / sizes[1])
         if name in ("Mul", "MatMul") and several:
             return error(self._count(sizes[0]) + sizes[0].shape[-1], 4 * SUMS[name](node, sizes, None)[1])
-        constants = [
-            torch.zeros_like(part) if parent.perturbed else part for parent, part in zip(node.inputs, sizes, strict=True)
-        ]
-        shift = SUMS[name](node, constants, None)[1]
+        pairs = list(zip(node.inputs, sizes, strict=True))
+        shift = SUMS[name](node, [torch.zeros_like(part) if parent.perturbed else part for parent, part in pairs], None)[1]
         own = self._outward.sum_error(node, sizes, None, self._additions)
-        broadcast = any(parent.perturbed and part.shape != shift.shape for parent, part in zip(node.inputs, sizes, strict=True))
+        broadcast = any(parent.perturbed and part.shape != shift.shape for parent, part in pairs)
         if name in ("Add", "Sub", "Mul") and broadcast:
             shift = SUMS[name](node, sizes, None)[1]  # its rows are summed over the dimensions that it was expanded along
         return own + error(self._count(shift), shift)
@@ -162,7 +160,7 @@ def weighed(node: Any, rows: Any, vector: Tensor) -> Tensor:
         return vector.flatten(1)
     if isinstance(rows, OneHotC):
         flat, index = vector.flatten(1), rows.index
-        found = flat[:, index] if index.dim() == 1 else flat.gather(1, index.t())
+        found: Tensor = flat[:, index] if index.dim() == 1 else flat.gather(1, index.t())
         return found if rows.coeffs is None else found * rows.coeffs.abs().t()
     if not isinstance(rows, Patches):
         return torch.einsum("sb...,b...->bs", rows.abs(), vector.to(rows.dtype))

@@ -18,7 +18,7 @@ from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.backward import OutwardLinear
 from rsplugins.lirpa.graph import Operators, bounded, check_deployed, check_method, check_slopes, quiet, unsupported
-from rsplugins.lirpa.outward import Outward, error
+from rsplugins.lirpa.outward import Outward, error, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.lirpa.search import is_out_of_memory
@@ -254,7 +254,7 @@ class BoundNetwork:
     ) -> tuple[Tensor, Tensor | None]:
         lirpa = bridge_auto_lirpa()
         try:
-            with quiet(), _default_dtype(self.dtype), _plain_convolutions(self.dtype, self.rounds_outward):
+            with quiet(), _default_dtype(self.dtype), plain_convolutions(self.dtype, self.rounds_outward):
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
                 graph = self._graph_for(ball["norm"], method)
                 options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
@@ -276,7 +276,7 @@ class BoundNetwork:
         return self._of_matrices
 
     def _rounding_of_inputs(self, largest: Tensor) -> Tensor:
-        """Return what a pixel is off by once it is converted, moved by eps and normalised; ``largest``: sizes before that."""
+        """Return what a pixel is off by once it is converted, moved by eps and normalised, given its size before that."""
         trailing = (1,) * (largest.dim() - 2)
         if self._mean is not None:
             largest = largest + self._mean.abs().view(-1, *trailing)
@@ -324,19 +324,6 @@ def _company_ignored(graph: Any, x: Any) -> Iterator[None]:
         yield
     finally:
         del graph.compute_bounds
-
-
-@contextmanager
-def _plain_convolutions(dtype: torch.dtype, outward: bool) -> Iterator[None]:
-    """Compute float32 convolutions as sums of products, without which no bound of their rounding holds for each output.
-
-    cuDNN and NNPACK may choose transforms (Winograd's, FFT) instead.
-    """
-    if not outward or dtype is not torch.float32:
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-        yield
 
 
 @contextmanager

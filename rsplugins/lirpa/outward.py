@@ -3,17 +3,19 @@ r"""Interval bounds that hold whatever the rounding: each node's interval is wid
 A node computes its interval from its inputs' intervals in floating point. If those contain what they should, then so does the
 result widened by a bound of the rounding of this one step; by induction so does the last one, however deep the network is. The
 bounds are the standard ones (Higham, Accuracy and Stability of Numerical Algorithms, chapter 3): a sum of n products, in any
-order, is off by at most :math:`\gamma_n \sum |w||x|` with :math:`\gamma_n = n u / (1 - n u)` and u the unit roundoff of the format.
-:math:`|x|` is at most the larger end of its interval in size, centre and half-width included. The table of operators is closed: an
-operator whose arithmetic it does not account for is refused.
+order, is off by at most :math:`\gamma_n \sum |w||x|` with :math:`\gamma_n = n u / (1 - n u)` and u the unit roundoff. :math:`|x|`
+is at most the larger end of its interval in size, centre and half-width included. The table of operators is closed: an operator
+whose arithmetic it does not account for is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def growth(count: int, dtype: torch.dtype) -> float:
 
 
 def size(interval: Any) -> Tensor:
-    """Return the largest absolute value in an interval, elementwise; also of an l2 or l1 ball, where it is its point and radius."""
+    """Return the largest absolute value in an interval, elementwise; of an l2 or l1 ball, its centre's plus the radius."""
     low, high = interval
     if not (isinstance(low, Tensor) and low.is_floating_point()):
         counted: Tensor = low  # shapes, axes and indices
@@ -79,11 +81,11 @@ def merged(rows: Tensor | None, weight: Tensor, bias: Tensor | None) -> tuple[in
 
 
 def _linear(node: Any, sizes: Sequence[Tensor], rows: Tensor | None) -> Count:
-    transposed = node._preprocess(*sizes)
-    x, weight, bias = (None if part is None else part.abs() for part in (*transposed, None)[:3])
-    terms, weight, bias = merged(rows, weight, bias)
+    first, second, *third = (part.abs() for part in node._preprocess(*sizes) if part is not None)
+    terms, weight, bias = merged(rows, second, third[0] if third else None)
     turned = weight.transpose(-2, -1)
-    found = torch.bmm(x.unsqueeze(1), turned).squeeze(1) if x.dim() == 2 and weight.dim() == 3 else x.matmul(turned)
+    merged_rows = first.dim() == 2 and weight.dim() == 3
+    found = torch.bmm(first.unsqueeze(1), turned).squeeze(1) if merged_rows else first.matmul(turned)
     found = found if bias is None else found + bias
     # Products of two intervals are sums of up to nine products of their parts.
     return weight.shape[-1] + terms, 16 * found if node.is_input_perturbed(1) else found
@@ -161,12 +163,25 @@ def kind(node: Any) -> str:
     return next(known, "").removeprefix("Bound")
 
 
+@contextmanager
+def plain_convolutions(dtype: torch.dtype, outward: bool) -> Iterator[None]:
+    """Compute float32 convolutions as sums of products, without which no bound of their rounding holds for each output.
+
+    cuDNN and NNPACK may choose transforms (Winograd's, FFT) instead.
+    """
+    if not outward or dtype is not torch.float32:
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        yield
+
+
 class Outward:
     """Rounds the intervals of a graph's nodes outward, from when it is attached.
 
     An operator that comes from elsewhere may say its own bound: ``interval_rounding(low, high, *intervals)`` returns what its
-    ends are off by at most, elementwise. Without it an elementwise operator is given 64 units in the last place of 1 + its own and
-    its inputs' size, and any other is refused. One with ``rounds_itself`` gets this object as ``outward`` and widens by itself.
+    ends are off by at most, elementwise. Without it an elementwise operator is given 64 units in the last place of 1 + its own
+    and its inputs' size, and any other is refused. One with ``rounds_itself`` gets this object as ``outward``, and widens itself.
 
     Args:
         graph: auto-LiRPA's BoundedModule.
@@ -345,8 +360,7 @@ def _stranger_error(node: Any, name: str, intervals: Sequence[Any], found: Bound
         result: Tensor = declared(*found, *intervals)
         return result
     perturbed = [interval for parent, interval in zip(node.inputs, intervals, strict=True) if parent.perturbed]
-    shapes = [interval[0].shape for interval in perturbed]
-    if name or torch.broadcast_shapes(*shapes) != found[0].shape:
+    if name or np.broadcast_shapes(*(low.shape for low, _ in perturbed)) != found[0].shape:
         raise ParameterError(
             f"The rounding of the bounds of operator {type(node).__name__} is not known. Nothing was certified.",
             cause="claims are made of bounds that are rounded outward, and its arithmetic is not in the table of "

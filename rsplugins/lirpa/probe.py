@@ -36,8 +36,8 @@ def probe(
 ) -> None:
     """Compare bounds around one drawn image with what the network does there. Deterministic; leaves global generators alone.
 
-    At eps = 0 the bounds have to be the logits, but for their rounding. At the other radii of :data:`EPS` they have to contain the outputs at corners of
-    the ball, at points within, and where each logit's gradient points.
+    At eps = 0 the bounds have to be the logits, but for their rounding. At the other radii of :data:`EPS` they have to contain
+    the outputs at corners of the ball, at points within, and where each logit's gradient points.
 
     Args:
         forward: (B, ...) -> (B, K), the model as it is deployed, in the dtype of ``example``.
@@ -63,7 +63,6 @@ def probe(
     radii = EPS[:1] if estimate else EPS
     widths: list[Tensor] = []
     for part in [(eps,) for eps in radii] if halved else [radii]:
-        count = len(part)
         found = bounds(*_questions(image, matrix, part))
         low, high = (bound.detach() for bound in found)
         for i, eps in enumerate(part):
