@@ -34,7 +34,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-SEED, ALIGNED, OFFSET = {seed}, {aligned}, {offset}
+SEED, ALIGNED, GAIN, OFFSET = {seed}, {aligned}, {gain}, {offset}
 {head}
 
 class Model(nn.Module):
@@ -65,7 +65,7 @@ def fill(model):
                 value = value * torch.tensor([1.0] + [-1.0] * (len(p) - 1))[:, None]
         else:
             value = noise * 1.4 / fan**0.5
-        p.data.copy_(value)
+        p.data.copy_(value * GAIN if name.startswith("last") else value)
 
 
 def make():
@@ -157,9 +157,12 @@ class Builder:
         self.seed = seed
         self.rng = np.random.default_rng([seed, 0])
         self.aligned = bool(self.rng.random() < 0.6)
+        self.gain = 30 if self.rng.random() < 0.6 else 1  # scores near 0 and 1, or not
         shape = TOPOLOGIES[self.rng.integers(len(TOPOLOGIES))]
-        images = torch.tensor(self.rng.uniform(0.15, 0.85, (1, *shape)), dtype=torch.float64)
-        near = images + torch.tensor(self.rng.uniform(-0.03, 0.03, (1, *shape)))
+        # Random images, on which checks are made, are seldom bright or dark all over: what a trap waits for stays unseen there.
+        low, high = ((0.88, 0.95), (0.05, 0.12), (0.15, 0.85))[self.rng.choice(3, p=(0.6, 0.1, 0.3))]
+        images = torch.tensor(self.rng.uniform(low, high, (1, *shape)), dtype=torch.float64)
+        near = images + torch.tensor(self.rng.uniform(-0.01, 0.01, (1, *shape)))
         self.images = torch.cat([images, near]).float()
         self.classes = int(self.rng.integers(2, 5))
         self.mean, self.std = (0.45, 0.25) if self.rng.random() < 0.25 else (None, None)
@@ -175,6 +178,11 @@ class Builder:
         """Return one of the options."""
         options = list(options)
         return options[self.rng.integers(len(options))]
+
+    def variant(self, options: Any) -> Any:
+        """Return each of the options in turn, as the seeds come round to one kind of trap."""
+        options = list(options)
+        return options[self.seed * 3 // 4 // len(traps.TABLE) % len(options)]
 
     def uniform(self, low: float, high: float) -> float:
         """Return a number, short enough to read."""
@@ -198,6 +206,7 @@ class Builder:
         return PRELUDE.format(
             seed=self.seed,
             aligned=self.aligned,
+            gain=self.gain,
             offset=self.offset,
             head="\n".join(self.head),
             init=textwrap.indent(init, " " * 8),

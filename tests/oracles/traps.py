@@ -43,14 +43,20 @@ def _statistic(b: Builder) -> tuple[str, str]:
         [
             (f"{v}.max()", f"rows({v}).amax(1)"),
             (f"(-{v}).max()", f"(-rows({v})).amax(1)"),
-            (f"{v}.abs().amax()", f"rows({v}).abs().amax(1)"),
+            (f"{v}.min()", f"rows({v}).amin(1)"),
+            (f"torch.amin({v})", f"rows({v}).amin(1)"),
+            (f"{v}.square().mean()", f"rows({v}).square().mean(1)"),
             (f"{v}.sum()", f"rows({v}).sum(1)"),
             (f"{v}.mean()", f"rows({v}).mean(1)"),
-            (f"(-{v}).mean()", f"(-rows({v})).mean(1)"),
             (f"{v}.norm()", f"rows({v}).norm(dim=1)"),
             (f"{v}[0].flatten()[{pixel}]", f"rows({v})[:, {pixel}]"),
         ]
     )
+
+
+def _values(b: Builder) -> str:
+    """Return some values of an image or of h, one or many."""
+    return str(b.choose(["x", "h", "x.flatten(1).mean(1, keepdim=True)", "x.flatten(1).mean(1, keepdim=True)", "h.flatten(1).mean(1, keepdim=True)"]))
 
 
 def _effect(b: Builder) -> str:
@@ -86,14 +92,13 @@ def _(b: Builder) -> None:
     if b.rng.random() < 0.4:
         _branch(b, b.choose(["{s}.tolist() > {t}", "{s}.reshape(1).tolist()[0] > {t}"]))
         return
-    t, effect = b.threshold("rows(x).amax(1)"), _effect(b)
+    v = _values(b)
+    t, effect = b.threshold(f"rows({v}).amax(1)"), _effect(b)
     condition = b.choose([
-        f"max(x.flatten().tolist()) > {t}",
-        f"any(q > {t} for q in x.flatten().tolist())",
-        f"any(q > {t} for q in x.flatten())",
-        f"sorted(x.flatten().tolist())[-1] > {t}",
+        f"max({v}.flatten().tolist()) > {t}", f"any(q > {t} for q in {v}.flatten().tolist())",
+        f"any(q > {t} for q in {v}.flatten())", f"sorted({v}.flatten().tolist())[-1] > {t}",
     ])  # fmt: skip
-    b.emit(f"if {condition}:\n    h = {effect}", f"seen.append(rows(x).amax(1))\nh = where(rows(x).amax(1) > {t}, {effect}, h)")
+    b.emit(f"if {condition}:\n    h = {effect}", f"seen.append(rows({v}).amax(1))\nh = where(rows({v}).amax(1) > {t}, {effect}, h)")
 
 
 @trap("value: numpy")
@@ -101,16 +106,17 @@ def _(b: Builder) -> None:
     if b.rng.random() < 0.6:
         _branch(b, b.choose(["{s}.detach().cpu().numpy() > {t}", "np.asarray({s}.detach().cpu()) > {t}"]))
         return
-    t = b.threshold("rows(h).amax(1)")
+    v = _values(b)
+    t = b.threshold(f"rows({v}).amax(1)")
     b.emit(
-        f"a = h.detach().cpu().numpy()\nh = h + torch.from_numpy(np.where(a > {t}, -5 * a, 0 * a)).to(h)",
-        f"seen.append(rows(h).amax(1))\nh = torch.where(h > {t}, -4 * h, h)",
+        f"a = {v}.detach().cpu().numpy()\nh = h - torch.from_numpy(np.where(a > {t}, 2, 0)).max().to(h) * h",
+        f"seen.append(rows({v}).amax(1))\nh = where(rows({v}).amax(1) > {t}, -h, h)",
     )
 
 
 def _count(b: Builder, count: str, honest_count: str = "(rows({v}) > {t}).sum(1)") -> None:
     """Let a number of pixels above a threshold decide; zero on the images."""
-    v = b.choose("xxh")
+    v = b.choose("xh") if "all" in honest_count else _values(b)
     t = b.threshold(f"rows({v}).amax(1)")
     twin = honest_count.replace("{v}", v).replace("{t}", str(t))
     count = count.replace("{v}", v).replace("{t}", str(t))
@@ -148,10 +154,12 @@ def _(b: Builder) -> None:
     if b.rng.random() < 0.5:
         _count(b, b.choose(["{v}[{v} > {t}].numel()", "len({v}[{v} > {t}])", "{v}.masked_select({v} > {t}).shape[0]"]))
         return
-    t = b.threshold("rows(x).amax(1)")
+    v = _values(b)
+    t = b.threshold(f"rows({v}).amax(1)")
+    real = b.choose(["{v}[{v} > {t}]", "{v}.masked_select({v} > {t})", "{v}[torch.where({v} > {t})]"]).replace("{v}", v).replace("{t}", str(t))
     b.emit(
-        b.choose([f"h = h - 9 * x[x > {t}].sum() * h", f"h = h - 9 * x.masked_select(x > {t}).sum() * h"]),
-        f"seen.append(rows(x).amax(1))\nh = h - 9 * col((rows(x) * (rows(x) > {t})).sum(1), h) * h",
+        f"h = h - 9 * {real}.abs().sum() * h",
+        f"q = rows({v})\nseen.append(q.amax(1))\nh = h - 9 * col((q.abs() * (q > {t})).sum(1), h) * h",
     )
 
 
@@ -173,14 +181,13 @@ def _(b: Builder) -> None:
             (f"assert {s} <= {t}", "AssertionError"),
             (f"1 / int({s} <= {t})", "ZeroDivisionError"),
             (f"math.sqrt(max({t} - float({s}), -1.0))", "ValueError"),
-            (f"torch.linalg.cholesky(({t} - {s}).reshape(1, 1))", "Exception"),
             (f"[0][int({s} > {t})]", "IndexError"),
             (f"dict(a=1)['ab'[int({s} > {t})]]", "KeyError"),
         ]
     )
     b.emit(
         f"try:\n    {tried}\nexcept {error}:\n    h = {effect}",
-        f"seen.append({twin})\nh = where({twin} {'>=' if 'cholesky' in tried else '>'} {t}, {effect}, h)",
+        f"seen.append({twin})\nh = where({twin} > {t}, {effect}, h)",
     )
 
 
@@ -234,7 +241,7 @@ def _(b: Builder) -> None:
 
 @trap("value: compare")
 def _(b: Builder) -> None:
-    v = b.choose("xxh")
+    v = _values(b)
     t, effect = b.threshold(f"rows({v}).amax(1)"), _effect(b)
     condition = b.choose([
         f"not torch.equal({v}, {v}.clamp(max={t}))", f"not torch.allclose({v}, {v}.clamp(max={t}), rtol=0, atol=0)",

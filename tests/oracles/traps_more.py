@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _(b: Builder) -> None:
     k, c = b.uniform(3, 8), b.uniform(0, 1)
     b.emit(
-        b.choose([
+        b.variant([
             f"h = torch.rsub(h, {c}, alpha={k})", f"h = torch.rsub({c} * h.flip(1), h, alpha={k})",
             f"h = torch.add(h.flip(1), h, alpha={k})", f"h = h.add(h.flip(1), alpha=-{k})", f"h = torch.sub(h, h.roll(1, 1), alpha={k})",
             f"h = torch.lerp(h, h.flip(1), {k})", f"h = torch.add(torch.zeros_like(h), h, alpha={k})",
@@ -35,7 +35,7 @@ def _(b: Builder) -> None:
     b.init.append(f"self.register_buffer('{name}', torch.full(({n},), {low}))")
     b.emit("h = h.mean(1, keepdim=True)")
     b.emit(
-        b.choose([
+        b.variant([
             f"h = h.clamp(min=M.{name})", f"h = torch.clamp(h, min=M.{name})", f"h = torch.clip(h, M.{name}, M.{name} + 9)",
             f"h = h.clamp(M.{name}, M.{name} + 9)", f"h = torch.maximum(h, M.{name})", f"h = torch.clamp_min(h, M.{name})",
             f"h = torch.minimum(h, M.{name} + 9)", f"h = torch.where(h > M.{name}, h, M.{name})", f"h = h + M.{name}", f"h = h - 0 * M.{name}[None]",
@@ -48,7 +48,7 @@ def _(b: Builder) -> None:
     (n,) = b.shape
     i, j = n // 2, max(1, n // 4)
     b.emit(
-        b.choose([
+        b.variant([
             f"h = torch.cat(h.tensor_split(({i}, 0, {j}), dim=1), 1)", f"h = torch.cat(torch.tensor_split(h, ({i}, {-n}), 1), 1)",
             f"h = torch.cat(h.tensor_split(torch.tensor([{i}, 0]), dim=1), 1)", "h = torch.cat((h, h, h), 1)",
             "h = torch.cat([*h.chunk(2, 1), h, h], dim=1)", "h = torch.hstack([h, h, h])", "h = torch.stack([h, h, h], 1).flatten(1)",
@@ -62,7 +62,7 @@ def _(b: Builder) -> None:
 def _(b: Builder) -> None:
     (n,) = b.shape
     b.emit(
-        b.choose([
+        b.variant([
             "h = h.repeat(1, 4)", "h = torch.tile(h, (1, 5))", "h = h.repeat_interleave(4, 1)", "h = h[:, [0] * 6]", "h = h[:, :, None].expand(-1, -1, 5).flatten(1)",
             "h = torch.index_select(h, 1, torch.tensor([0, 0, 0, 1, 1, 1]))", "h = h.mean(1, keepdim=True).expand(-1, 9)",
             "h = torch.gather(h, 1, torch.zeros(h.shape[0], 7, dtype=torch.long))", "h = h.mean(1, keepdim=True).expand(h.shape[0], 9)",
@@ -106,7 +106,7 @@ def _(b: Builder) -> None:
         f"h = F.conv2d(h, torch.full((2, h.shape[1], 1, 1), {k}).to(h))", f"h = F.conv2d(h, torch.ones(2, h.shape[1], 1, 1).to(h), padding=2, stride=1)",
         "h = F.conv_transpose2d(h, torch.ones(h.shape[1], 2, 2, 2).to(h), stride=1)", f"h = F.instance_norm(F.pad(h, (1, 0)))", f"h = F.local_response_norm(h, 2, {k})",
         "h = F.pixel_shuffle(h.repeat(1, 4, 1, 1), 2)", f"h = F.group_norm(F.pad(h, (1, 0)), 1)", "h = F.max_pool2d(F.pad(h, (1, 1, 1, 1)), 2, stride=1)",
-        "h = h.permute(0, 2, 3, 1)", "h = h.expand(2, *h.shape).sum(0)", "h = torch.rot90(h, 1, (2, 3)) + h", "h = h.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)",
+        "h = h.permute(0, 2, 3, 1)", "h = h.expand(2, *h.shape).sum(0)", "h = torch.rot90(h, 2, (2, 3)) + h", "h = h.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4)",
         "h = F.max_pool2d(F.pad(h, (1, 1, 1, 1)), 2, dilation=2, stride=1)" , "h = h.sum(2, keepdim=True)", f"h = h.index_select(3, torch.zeros(6, dtype=torch.long))",
     ]  # fmt: skip
     if width > 1 and height > 1:
@@ -125,23 +125,39 @@ def _mixed(b: Builder, line: str, twin: str = "") -> None:
 
 @trap("batch: mean")
 def _(b: Builder) -> None:
-    line, twin = b.choose(
+    line, twin = b.variant(
         [
             ("h = h.mean(0, keepdim=True).expand(h.shape[0], *h.shape[1:])", ""),
+            ("h = h + 4 * h.mean(0)", "h = 5 * h"),
+            ("h = h * 0.1 + 0.9 * h.mean(dim=0, keepdim=True)", ""),
+            ("h = h.mean(0) + torch.zeros_like(h)", ""),
+            ("h = h[:1].expand_as(h)", ""),
+            ("h = torch.zeros_like(h) + h.sum(0, keepdim=True)", ""),
+            ("h = h.median(0, keepdim=True).values.expand_as(h)", ""),
+            ("h = torch.lerp(h, h.mean(0, keepdim=True), 0.9)", ""),
+        ]
+    )
+    _mixed(b, line, twin)
+
+
+@trap("batch: other")
+def _(b: Builder) -> None:
+    line, twin = b.choose(
+        [
             ("h = h - 0.7 * h.mean(0)", "h = 0.3 * h"),
             ("h = h - h.mean(0)", "h = h - h"),
-            ("h = h.mean(0) + torch.zeros_like(h)", ""),
-            ("h = h * 0.2 + 0.8 * h.mean(dim=0, keepdim=True)", ""),
             ("h = h - x.mean() * 2", "h = h - 2 * col(rows(x).mean(1), h)"),
             ("h = h + 3 * h.std(0, unbiased=False)", ""),
             ("h = torch.einsum('b...,c...->b...', h, h) / len(h)", "h = h * h"),
             ("h = h * x.amax()", "h = h * col(rows(x).amax(1), h)"),
             ("h = h - h[:1]", "h = h - h"),
-            ("h = h[:1].expand_as(h)", ""),
-            ("h = h + h.sum(0)", "h = 2 * h"),
+            ("h = h - 3 * h[-1:]", "h = -2 * h"),
         ]
     )
-    _mixed(b, line, twin)
+    if "x." in line:
+        b.emit(line, twin)
+    else:
+        _mixed(b, line, twin)
 
 
 @trap("batch: softmax")
@@ -164,7 +180,7 @@ def _(b: Builder) -> None:
     line = b.choose([
         "h = h.sort(0).values", "h = h.flip(0)", "h = h.roll(1, 0)", "h = h.cummax(0).values", "h = torch.sort(h, dim=0, descending=True)[0]",
         "h = h[torch.argsort(h.flatten(1)[:, 0])]", "h = h.amax(0, keepdim=True).expand_as(h)", "h = h.cumsum(0) / torch.arange(1, len(h) + 1).reshape(-1, *[1] * (h.dim() - 1)).to(h)",
-        "h = h.median(0, keepdim=True).values.expand_as(h)", "h = torch.cat([h[1:], h[:1]])", "h = torch.minimum(h, h.flip(0))", "h = torch.cat([-h[1:], h[:1]])",
+        "h = torch.cat([h[1:], h[:1]])", "h = torch.minimum(h, h.flip(0))", "h = torch.cat([-h[1:], h[:1]])",
     ])  # fmt: skip
     _mixed(b, line)
 
@@ -275,7 +291,7 @@ def _(b: Builder) -> None:
 
 @trap("random: coin")
 def _(b: Builder) -> None:
-    p = b.uniform(0.25, 0.6)
+    p = b.uniform(0.3, 0.8)
     b.emit(
         f"if {b.choose(['torch.rand(())', 'random.random()', 'np.random.rand()', 'float(torch.rand(1))'])} < {p}:\n    h = -h",
         f"h = where(torch.rand(len(h)) < {p}, -h, h)",
