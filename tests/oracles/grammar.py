@@ -230,15 +230,20 @@ class Builder:
         with torch.no_grad():
             return tuple(self.value("h").shape[1:])
 
-    def threshold(self, expression: str, low: float = 0.01, high: float = 0.07) -> float:
-        """Return a number that the per-row expression is below on both images, and reaches not far from them."""
+    def slope(self, expression: str) -> tuple[float, float]:
+        """Return the largest value of a per-row expression on the images, and how fast it changes there in l2."""
         x = self.images.double().requires_grad_(True)
         found = self.value(expression, x)
-        slope = 1.0
+        slope = 0.0
         if found.requires_grad:
             (gradient,) = torch.autograd.grad(found.sum(), x)
-            slope = float(gradient.flatten(1).norm(dim=1).max()) or 1.0
-        return round(float(found.detach().max()) + self.uniform(low, high) * slope, 6)
+            slope = float(gradient.flatten(1).norm(dim=1).max())
+        return float(found.detach().max()), slope or 1.0
+
+    def threshold(self, expression: str) -> float:
+        """Return a number that the per-row expression is below on both images, and reaches not far from them."""
+        value, slope = self.slope(expression)
+        return round(value + self.uniform(0.01, 0.07) * slope, 6)
 
 
 def _conv(b: Builder, channels: int, *, same: bool = False) -> str:

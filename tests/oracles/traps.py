@@ -206,7 +206,8 @@ def _(b: Builder) -> None:
 @trap("value: constant")
 def _(b: Builder) -> None:
     s, twin = _statistic(b)
-    start, factor = round(float(b.value(twin)[0]), 6), b.uniform(2, 8)
+    start, slope = b.slope(twin)
+    start, factor = round(start, 6), round(b.uniform(10, 40) / slope, 4)
     value = b.choose([
         f"float({s})", f"{s}.item()", f"{s}.tolist()", f"float({s}.detach().numpy())", f"torch.tensor(float({s})).to(h)",
         f"h.new_full((), {s}.item())", f"torch.full_like(h, float({s}))",
@@ -336,3 +337,15 @@ def _(b: Builder) -> None:
         ]
     )
     b.emit(real, twin)
+
+
+@trap("in place: dormant")
+def _(b: Builder) -> None:
+    """A write that changes nothing on most images, so that no comparison on random ones sees it erased."""
+    _own(b)
+    ones = ", 1" * len(b.shape)
+    v = b.choose(["x.flatten(1).mean(1)", "h.flatten(1).mean(1)", "x.flatten(1).amin(1)"])
+    t = b.threshold(f"{v}.reshape(-1)")
+    gate = f"g = F.relu({v} - {t}).reshape(-1{ones})"
+    real = b.choose(["h.sub_(500 * g * h)", "h.mul_(1 - 500 * g)", "h.addcmul_(g, h, value=-500)", "torch.sub(h, 500 * g * h, out=h)", "h -= 500 * g * h", "h.copy_(h - 500 * g * h)"])
+    b.emit(f"{gate}\n{real}", f"seen.append({v})\n{gate}\nh = h - 500 * g * h")

@@ -198,7 +198,7 @@ def _(b: Builder) -> None:
 
 @trap("state: average")
 def _(b: Builder) -> None:
-    name, start = f"avg{len(b.init)}", round(float(b.value("rows(x).mean(1)")[0]), 4)
+    name, start = f"avg{len(b.init)}", round(b.slope("rows(x).mean(1)")[0], 4)
     buffer = b.rng.random() < 0.7
     b.init.append(f"self.register_buffer('{name}', torch.tensor({start}))" if buffer else f"self.{name} = {start}")
     update = b.choose(["M.{n} = 0.6 * M.{n} + 0.4 * x.mean()"] + ["M.{n}.mul_(0.6).add_(0.4 * x.mean())", "M.{n}.copy_(0.6 * M.{n} + 0.4 * x.mean())"] * buffer)
