@@ -1,6 +1,6 @@
 """Small torch models as Python source, drawn from a seeded grammar; each comes with an honest twin.
 
-A model is text: a ``Model`` whose ``forward`` may hide a trap (:mod:`traps` and its neighbours), and ``honest(m, x, seen)``, which
+A model is text: a ``Model`` whose ``forward`` may hide a trap (:mod:`traps` and others), and ``honest(m, x, seen)``, which
 computes for every row of a batch, in one differentiable pass, what ``Model`` returns for that row alone and fresh. Certifiers are
 given ``Model``; the oracle searches with ``honest`` and believes only what ``Model`` itself, run on one image, confirms.
 """
