@@ -89,7 +89,11 @@ def requests(case: Case) -> Iterator[Request]:
     yield Request("gaussian", budget, case.images, batch_size)
     yield Request("gaussian-soft", budget, case.images, batch_size)
     yield Request("covariance-guided", {"sigma": sigma, "n": 200, "n_min": 150, "alpha": ALPHA}, case.images, batch_size)
-    noise, scores, reduce = choose("common", "independent", "soft"), choose("logits", "probabilities"), choose("mean", "mean", "max")
+    noise, scores, reduce = (
+        choose("common", "independent", "soft"),
+        choose("logits", "probabilities"),
+        choose("mean", "mean", "max"),
+    )
     windows = {"noise": noise, "scores": scores, "reduce": reduce, "stride": 1, "resize": "none"}
     larger = F.pad(case.images, (0, 1, 0, 1), mode="replicate") if rng.random() < 0.7 else case.images
     yield Request("smooth-reduce", budget | windows, larger, batch_size)

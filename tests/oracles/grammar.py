@@ -1,8 +1,8 @@
 """Small torch models as Python source, drawn from a seeded grammar; each comes with an honest twin.
 
-A model is text: a ``Model`` whose ``forward`` may hide a trap (see :mod:`traps`), and ``honest(m, x, seen)``, which computes for
-every row of a batch, in one differentiable pass, what ``Model`` returns for that row alone and fresh. Certifiers are given
-``Model``; the oracle searches with ``honest`` and believes only what ``Model`` itself, run on one image, confirms.
+A model is text: a ``Model`` whose ``forward`` may hide a trap (:mod:`traps` and others), and ``honest(m, x, seen)``, which
+computes for every row of a batch, in one differentiable pass, what ``Model`` returns for that row alone and fresh. Certifiers are
+given ``Model``; the oracle searches with ``honest`` and believes only what ``Model`` itself, run on one image, confirms.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import traps
+import traps_arguments  # noqa: F401  # each of these fills the table
+import traps_calls  # noqa: F401
+import traps_values  # noqa: F401
+import traps_writes  # noqa: F401
 from torch import Tensor
 
 TOPOLOGIES = ((1, 3, 3), (1, 4, 4), (2, 3, 3), (2, 4, 4), (3, 4, 4), (1, 5, 5), (3, 5, 5), (3, 6, 6))
@@ -319,12 +323,8 @@ def build(seed: int, kinds: tuple[str, ...] | None = None) -> Case:
     """
     b = Builder(seed)
     images, vectors = int(b.rng.integers(0, 3)), int(b.rng.integers(0, 3))
-    names = list(traps.TABLE)
-    drawn = () if seed % 4 == 0 else (names[(seed - seed // 4 - 1) % len(names)],)  # each kind in turn
-    if drawn and b.rng.random() < 0.15:
-        drawn = (*drawn, b.choose(names))
-    drawn = drawn if kinds is None else kinds
-    # Streams of their own: the rest of the model is the same without traps.
+    drawn = _kinds(b) if kinds is None else kinds
+    # A stream of their own: the rest of the model is the same without traps.
     own = np.random.default_rng([seed, 1])
     places = {kind: traps.TABLE[kind].phase or ("image", "vector", "logits", "logits")[own.integers(4)] for kind in drawn}
 
@@ -335,25 +335,29 @@ def build(seed: int, kinds: tuple[str, ...] | None = None) -> Case:
                 traps.TABLE[kind].write(b)
         b.rng = kept
 
-    at = int(b.rng.integers(0, images + 1))
-    for step in range(images + 1):
-        if step == at:
-            insert("image")
-        if step < images:
-            _image_step(b)
+    def steps(phase: str, count: int, step: Callable[[Builder], None]) -> None:
+        at = int(b.rng.integers(0, count + 1))
+        for number in range(count + 1):
+            if number == at:
+                insert(phase)
+            if number < count:
+                step(b)
+
+    steps("image", images, _image_step)
     b.emit(b.choose(["h = h.flatten(1)", "h = torch.flatten(h, 1)", "h = h.reshape(h.shape[0], -1)"]))
-    at = int(b.rng.integers(0, vectors + 1))
-    for step in range(vectors + 1):
-        if step == at:
-            insert("vector")
-        if step < vectors:
-            _vector_step(b)
+    steps("vector", vectors, _vector_step)
     b.emit(f"h = {b.layer(f'nn.Linear({b.shape[0]}, {b.classes})', 'last')}(h)")
     _calibrate(b)
     insert("logits")
-    return Case(
-        seed, b.source(), b.images, b.classes, b.mean, b.std, tuple(places), tuple(b.layers), b.distance
-    )
+    return Case(seed, b.source(), b.images, b.classes, b.mean, b.std, tuple(places), tuple(b.layers), b.distance)
+
+
+def _kinds(b: Builder) -> tuple[str, ...]:
+    """Return the traps of a seed: none for every fourth, otherwise each kind in turn, the families mixed, and seldom a second."""
+    families = [kind.split(":")[0] for kind in traps.TABLE]
+    names = [kind for _, kind in sorted((families[:i].count(families[i]), kind) for i, kind in enumerate(traps.TABLE))]
+    second = (b.choose(names),) if b.rng.random() < 0.15 else ()
+    return () if b.seed % 4 == 0 else (names[(b.seed - b.seed // 4 - 1) % len(names)], *second)
 
 
 def cases(count: int, start: int = 0) -> Iterator[Case]:

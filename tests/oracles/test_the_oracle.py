@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import traps
-import traps_more  # noqa: F401  # fills the table
 from grammar import PRELUDE, Case, build
 from truth import Truth
 
@@ -67,7 +66,7 @@ BRANCH = "if x.max() > .98:\n    h = h / 2\n", "seen.append(rows(x).amax(1))\nh 
 
 
 def test_the_branch_that_was_certified_is_found(tmp_path):
-    """The issue's own: a branch in front of a linear layer, image .95 everywhere, certified .09998; one pixel changes the class."""
+    """A branch in front of a linear layer, image .95 everywhere, was certified .09998; one pixel changes the class."""
     image = torch.full((1, 3, 3), 0.95)
     case = _case(BRANCH[0] + LINEAR[0], BRANCH[1] + LINEAR[1], image, kinds=("value: branch",))
     bias = "\n        self.shift = nn.Parameter(torch.zeros(2))"
@@ -104,7 +103,9 @@ def test_a_model_that_remembers_is_met_as_its_user_meets_it(tmp_path):
     assert truth.smoothed(draws, image, labels[0], 1e-3, soft=False) is not None
 
 
-@pytest.mark.parametrize("kind", [kind for kind in traps.TABLE if kind.startswith(("value", "state", "random", "in place: dormant"))])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in traps.TABLE if kind.startswith(("value", "state", "random", "in place: dormant"))]
+)
 def test_what_a_trace_would_claim_is_found_false(tmp_path, kind):
     """Half the way to the next class of the model without its trap: true there, false for most models with it."""
     found = 0

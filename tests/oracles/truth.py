@@ -157,9 +157,7 @@ class Truth:
         logits = context.logits(x, seen)[0]
         rivals = [z - logits[label] for k, z in enumerate(logits) if k != label]
         numbers = [sign * s.sum() for s in seen for sign in (1.0, -1.0)]
-        return [
-            torch.autograd.grad(number, x, retain_graph=True)[0][0] for number in (*rivals, *numbers) if number.requires_grad
-        ]
+        return [torch.autograd.grad(number, x, retain_graph=True)[0][0] for number in (*rivals, *numbers) if number.requires_grad]
 
     def _driven(self, context: Context, ball: _Ball) -> list[Tensor]:
         """Points on the way of a few steps of ascent of what the traps look at."""
@@ -261,7 +259,9 @@ class Truth:
         x = image[None].clone().requires_grad_(True)
         scores = draw(x, 32, True)[0].mean(0)
         if scores.requires_grad:
-            gradients = [torch.autograd.grad(s - scores[label], x, retain_graph=True)[0][0] for k, s in enumerate(scores) if k != label]
+            gradients = [
+                torch.autograd.grad(s - scores[label], x, retain_graph=True)[0][0] for k, s in enumerate(scores) if k != label
+            ]
             directions += gradients
             for gradient in gradients:
                 for place in gradient.abs().flatten().topk(3).indices:
