@@ -84,8 +84,8 @@ def check_plugin(
     reference: Annotated[
         str,
         typer.Option(
-            help="A model that a source can load here; what follows a data set's colon; or module:attribute, which makes a layer with "
-            "the operator of a bound operator or moment rule."
+            help="A model that a source can load here; what follows a data set's colon; or module:attribute, which makes a layer "
+            "with the operator of a bound operator or moment rule."
         ),
     ] = "",
     about: Annotated[
@@ -189,7 +189,7 @@ _HOW = {
     "dataset": "set by --data-option NAME=VALUE, or rsplugins.data.load(..., NAME=VALUE)",
 }
 _TAKEN = {
-    "bound-operator": "taken by the bound certifiers (an estimate by etb alone) where a network has it; left out by --set exclude=NAME",
+    "bound-operator": "taken by bound certifiers (estimates by etb) where a network has it; --set exclude=NAME leaves it out",
     "moment-rule": "taken by covariance and covariance-guided where a network has it",
 }
 
