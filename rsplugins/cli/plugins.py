@@ -84,8 +84,8 @@ def check_plugin(
     reference: Annotated[
         str,
         typer.Option(
-            help="A model that a source can load here; what follows a data set's colon; or module:attribute, which makes a layer with "
-            "the operator of a bound operator or moment rule."
+            help="A model that a source can load here; what follows a data set's colon; or module:attribute, which makes a layer "
+            "with the operator of a bound operator or moment rule."
         ),
     ] = "",
     about: Annotated[
@@ -139,7 +139,7 @@ def shortcut(arguments: list[str]) -> bool:
 def _row(entry: Entry) -> dict[str, Any]:
     """The fields of one entry as plain JSON values; what its kind does not have is null or empty."""
     descriptor = entry.descriptor
-    guarantee = getattr(descriptor, "guarantee", None)
+    guarantee, operator = getattr(descriptor, "guarantee", None), getattr(descriptor, "operator", None)
     return {
         "name": entry.name,
         "kind": entry.kind,
@@ -154,7 +154,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "summary": "" if descriptor is None else descriptor.summary,
         "factory": "" if descriptor is None else descriptor.factory,
         "argument": getattr(descriptor, "argument", ""),
-        "operator": getattr(descriptor, "operator", ""),
+        **({} if operator is None else {"operator": operator}),
     }
 
 
@@ -189,7 +189,7 @@ _HOW = {
     "dataset": "set by --data-option NAME=VALUE, or rsplugins.data.load(..., NAME=VALUE)",
 }
 _TAKEN = {
-    "bound-operator": "taken by the bound certifiers (an estimate by etb alone) where a network has it; left out by --set exclude=NAME",
+    "bound-operator": "taken by bound certifiers (estimates by etb) where a network has it; --set exclude=NAME leaves it out",
     "moment-rule": "taken by covariance and covariance-guided where a network has it",
 }
 
@@ -203,7 +203,7 @@ def _print_entry(entry: Entry, known: list[Parameter]) -> None:
     typer.echo(f"{entry.label}: {row['summary']}")
     guarantee = f"{row['guarantee']}; " if row["guarantee"] else ""
     typer.echo(f"  {guarantee}{', '.join(row['norms'])}{'; ' if row['norms'] else ''}{row['factory']}")
-    if row["operator"]:
+    if "operator" in row:
         asked = getattr(entry.descriptor, "default", True)
         typer.echo(f"  operator {row['operator']}; {_TAKEN[entry.kind] if asked else 'taken by certifiers that name it'}")
     if row["status"] != "active":

@@ -132,7 +132,7 @@ class MomentRuleDescriptor(Descriptor):
 
     Attributes:
         operator: the class name of auto-LiRPA's operator, such as ``"BoundSoftplus"``; comes before a built-in rule for it.
-            One that auto-LiRPA does not have is traced by the rule's own ``forward``, (node, \*inputs) -> Tensor.
+            One that auto-LiRPA does not have is traced by the rule's own ``forward``, from the node and its inputs.
     """
 
     kind: ClassVar[str] = "moment-rule"

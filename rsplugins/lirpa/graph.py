@@ -293,7 +293,7 @@ def unsupported(module: nn.Module, example: Tensor, operators: Operators | None,
     hint = operators.hint(operation) if isinstance(operators, Hinting) else ""
     return ParameterError(
         f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
-        cause=f"the operator is not in this release of auto-LiRPA, and no plugin brings it for this method. It said: {_said(cause)}",
+        cause=f"this release of auto-LiRPA lacks the operator, and no plugin brings it for this method. It said: {_said(cause)}",
         fix=hint or f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
     )
 

@@ -12,8 +12,8 @@ from rsplugins.moments.rules import Rule
 class PluginRules(Mapping[str, Rule]):
     """Rules by the class name of the operator, each imported when a network has its operator.
 
-    A rule for an operator that auto-LiRPA does not have is reached where the rule object has an attribute ``forward``, the function
-    of the operator itself: ``(node, *inputs) -> Tensor``.
+    A rule for an operator that auto-LiRPA does not have is reached where the rule object has an attribute ``forward``, the
+    function of the operator itself: ``(node, *inputs) -> Tensor``.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ _RENAMED = {"dtype": "precision"}
 """Parameters by the name that earlier releases gave them; no certifier may have one of these any more."""
 
 
-_SINCE = {"parameters.exclude": []}
+_SINCE: dict[str, Any] = {"parameters.exclude": []}
 """Parameters that earlier releases did not have, with the value that their runs had all the same."""
 
 

@@ -29,7 +29,6 @@ def dataset_checks(
         split: which is checked.
         options: of the data set.
     """
-
     full = f"{name}:{reference}" if reference else name
 
     def data(which: str = split, **more: Any) -> Dataset:
@@ -113,16 +112,16 @@ def _again(data: Dataset) -> str:
         image = data[index][0]
         first[index] = image.clone()
         image.mul_(0)  # of its own: a reader that hands out its memory would be changed
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()
     try:
         for seed, index in enumerate(reversed(chosen)):
             torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed)
             same = torch.equal(data[index][0], first[index])
             require(same, f"image {index} is another one when it is read again: an index names one input for ever")
     finally:
         torch.set_rng_state(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        np.random.set_state(numpy_state)
     return f"{len(chosen)} images, read twice in two orders"
 
 

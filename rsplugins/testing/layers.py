@@ -83,8 +83,8 @@ def layer_for(name: str, reference: str = "") -> Layer:
 
     Args:
         name: ``"onnx::Elu"`` or ``"BoundElu"``.
-        reference: ``"module:attribute"``, a class or function that makes the layer; its inputs are of shape ``(4,)``, or of what an
-            attribute ``shape`` of the layer says.
+        reference: ``"module:attribute"``, a class or function that makes the layer; its inputs are of shape ``(4,)``, or of
+            what an attribute ``shape`` of the layer says.
 
     Raises:
         ParameterError: none is known and none was given, or it cannot be imported.

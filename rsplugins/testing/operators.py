@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.certificate import Guarantee, Norm
-from rsplugins.errors import ParameterError
+from rsplugins.errors import ParameterError, UsageError
 from rsplugins.host import BoundOperatorDescriptor, Entry, get_host
 from rsplugins.lirpa.graph import bounded, quiet
 from rsplugins.lirpa.network import BoundNetwork
@@ -82,9 +82,13 @@ def _later(check: Callable[[_Subject], str], subject: Callable[[], _Subject]) ->
 def _operator(subject: _Subject) -> str:
     """The layer that is checked with is traced to the operator, and the class computes the same as the layer."""
     module = made(subject.layer)
-    graph = bounded(
-        module, torch.ones(1, *subject.layer.shape, dtype=torch.float64), {subject.descriptor.operator: subject.operator}
-    )
+    point = torch.ones(1, *subject.layer.shape, dtype=torch.float64)
+    try:
+        graph = bounded(module, point, {subject.descriptor.operator: subject.operator})
+    except UsageError as error:  # what is said of any trace that differs from its module
+        raise BrokenContractError(
+            f"with the operator, the trace computes another function than the layer {type(module).__name__}: {error.what}"
+        ) from None
     met = any(isinstance(node, subject.operator) for node in graph._modules.values())
     require(
         met, f"the layer {type(module).__name__} has no operator {subject.descriptor.operator}: another layer has to be named"
@@ -234,6 +238,7 @@ def _network(subject: _Subject) -> str:
             said.append(f"{method} refused")
             continue
         assert high is not None
+        low, high = low.detach(), high.detach()
         points = _inside(image - 0.2, image + 0.2, 4000)[0]
         with torch.no_grad():
             reached = module(points)[None]

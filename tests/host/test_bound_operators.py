@@ -161,7 +161,7 @@ def test_two_plugins_that_claim_one_operator_are_an_error_that_names_both(elu):
     assert rsplugins.certify(network(nn.ReLU()), IMAGES, "ibp")[0].function["operators"] == []
     (found, *_) = rsplugins.certify(network(nn.ELU()), IMAGES, "ibp", exclude="smooth")
     assert found.function["operators"] == ["onnx::Elu: elu (elu 3.1)"]
-    with pytest.raises(UnknownNameError, match="smoth.*Did you mean 'smooth'"):
+    with pytest.raises(UnknownNameError, match=r"smoth.*Did you mean 'smooth'"):
         rsplugins.certify(network(nn.ELU()), IMAGES, "ibp", exclude=["smoth"])
 
 
