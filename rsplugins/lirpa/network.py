@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
-from rsplugins.errors import ParameterError
-from rsplugins.lirpa.graph import Operators, bounded, check_method, check_slopes, quiet, unsupported
+from rsplugins.errors import ParameterError, RspluginsError
+from rsplugins.lirpa.diagnosis import unsupported
+from rsplugins.lirpa.graph import Operators, bounded, check_method, check_slopes, quiet
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.lirpa.search import is_out_of_memory
@@ -103,7 +104,7 @@ class BoundNetwork:
         arguments: dict[str, Any] = {"method": method, "specification": specification, "upper": upper}
         try:
             return self._bounds(images, eps, norm, clip, **arguments)
-        except (RuntimeError, IndexError) as error:
+        except Exception as error:
             if not self._gives_up_patches(method, error):
                 raise
         self.check(method, norm, clip=clip)
@@ -135,7 +136,7 @@ class BoundNetwork:
         estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
         try:
             probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate)
-        except (RuntimeError, MemoryError, IndexError) as error:
+        except Exception as error:
             halved = is_out_of_memory(error)
             if not halved and not self._gives_up_patches(method, error):
                 raise
@@ -143,7 +144,7 @@ class BoundNetwork:
 
     def _gives_up_patches(self, method: str, error: Exception) -> bool:
         """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""
-        if self._matrices or method == "ibp" or is_out_of_memory(error):
+        if self._matrices or method == "ibp" or is_out_of_memory(error) or isinstance(error, RspluginsError):
             return False
         self._matrices = True
         self._probed.clear()
@@ -210,8 +211,12 @@ class BoundNetwork:
                 options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
                 with _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext():
                     low, high = graph.compute_bounds(method=method, **options)
-        except (NotImplementedError, AssertionError) as error:
-            raise unsupported(self._module, self._example, self._operators, error) from error
+        except Exception as error:
+            # Whatever else fails with patches may work with matrices, and is tried with them first.
+            final = self._matrices or method == "ibp" or isinstance(error, NotImplementedError)
+            if is_out_of_memory(error) or not final:
+                raise
+            raise unsupported(self._module, self._example, self._operators, error, method) from error
         return low, high if upper else None
 
     def _graph_for(self, order: float, method: str) -> Any:
