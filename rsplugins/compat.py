@@ -260,8 +260,9 @@ def _slopes_that_learn(relu: Any) -> None:
     """
     import torch
 
-    edge = torch.zeros(1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
+    with torch.enable_grad():  # the first bounds may be asked for under no_grad
+        edge = torch.zeros(1, requires_grad=True)
+        (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
     if float(gradient) == 1.0:
         return
     original = relu._relu_mask_alpha
