@@ -17,7 +17,8 @@ from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa import claims
-from rsplugins.lirpa.graph import Operators, check_module
+from rsplugins.lirpa.bridge import Operators
+from rsplugins.lirpa.graph import check_module
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
 from rsplugins.lirpa.search import Margins, Search, is_out_of_memory

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
-from rsplugins.errors import ParameterError
+from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.lirpa.backward import OutwardLinear
-from rsplugins.lirpa.graph import Operators, bounded, check_deployed, check_method, check_slopes, quiet, unsupported
+from rsplugins.lirpa.bridge import Operators, quiet
+from rsplugins.lirpa.diagnosis import unsupported
+from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_slopes
 from rsplugins.lirpa.outward import Outward, error, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
@@ -127,7 +129,7 @@ class BoundNetwork:
         arguments: dict[str, Any] = {"method": method, "specification": specification, "upper": upper}
         try:
             return self._bounds(images, eps, norm, clip, **arguments)
-        except (RuntimeError, IndexError) as error:
+        except Exception as error:
             if not self._gives_up_patches(method, error):
                 raise
         self.check(method, norm, clip=clip)
@@ -164,7 +166,7 @@ class BoundNetwork:
         options: dict[str, Any] = {"method": method, "estimate": _any_node_is(self.graph, "estimate"), "plain": plain}
         try:
             probe(self._model, bounds, self._raw, norm, **options)
-        except (RuntimeError, MemoryError, IndexError) as error:
+        except Exception as error:
             halved = is_out_of_memory(error)
             if not halved and not self._gives_up_patches(method, error):
                 raise
@@ -184,7 +186,7 @@ class BoundNetwork:
 
     def _gives_up_patches(self, method: str, error: Exception) -> bool:
         """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""
-        if self._matrices or method == "ibp" or is_out_of_memory(error):
+        if self._matrices or method == "ibp" or is_out_of_memory(error) or isinstance(error, RspluginsError):
             return False
         self._matrices = True
         self._probed.clear()
@@ -262,8 +264,14 @@ class BoundNetwork:
                     low, high = graph.compute_bounds(method=method, **options)
                 if self._outward and method == "ibp":
                     low, high = self._outward[id(graph)].specified((low, high), specification)
-        except (NotImplementedError, AssertionError) as error:
-            raise unsupported(self._module, self._example, self._operators, error) from error
+        except RspluginsError:  # of a plugin, or an operator whose rounding is not known
+            raise
+        except Exception as error:
+            # Whatever else fails with patches may work with matrices, and is tried with them first.
+            final = self._matrices or method == "ibp" or isinstance(error, NotImplementedError)
+            if is_out_of_memory(error) or not final:
+                raise
+            raise unsupported(self._module, self._example, self._operators, error, method) from error
         return low, high if upper else None
 
     def _graph_for(self, order: float, method: str) -> Any:

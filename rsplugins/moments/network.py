@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from rsplugins.classifier import Classifier
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import OutputValueError, ParameterError
-from rsplugins.lirpa.graph import bounded, check_deployed, quiet
+from rsplugins.lirpa.bridge import quiet
+from rsplugins.lirpa.graph import bounded, check_deployed
 from rsplugins.moments.activations import Gelu
 from rsplugins.moments.operations import Elementwise, Representation
 from rsplugins.moments.rules import RULES, Rule, Site

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import ParameterError, UsageError
 from rsplugins.host import BoundOperatorDescriptor, Entry, get_host
-from rsplugins.lirpa.graph import bounded, quiet
+from rsplugins.lirpa.bridge import quiet
+from rsplugins.lirpa.graph import bounded
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.operators import bound_class
 from rsplugins.testing.layers import Layer, layer_for, made
