@@ -201,7 +201,7 @@ def _is(value: Any, default: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (Tensor, fx.Node, torch.nn.Module)):
-        return f"a {type(value).__name__.lower()}"
+    if isinstance(value, (Tensor, fx.Node)):
+        return "a tensor"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -116,9 +116,7 @@ def _runner(traced: Traced, node: fx.Node) -> Callable[[Tensor], Any]:
 def _module_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
     module = traced.root.get_submodule(str(node.target))
     name = type(module).__name__
-    call = Call(
-        name, node, traced.info, values, bind(name, "input", node.args, node.kwargs), {}, {}, _runner(traced, node)
-    )
+    call = Call(name, node, traced.info, values, bind(name, "input", node.args, node.kwargs), {}, {}, _runner(traced, node))
     if isinstance(module, Preprocess):
         return _preprocess(module, call)
     if _is_max_min(module):

@@ -104,9 +104,7 @@ FUNCTIONS: dict[Any, Entry] = {
     F.hardtanh_: _pointwise("hardtanh", "min_val max_val"),
     F.linear: Entry(rules.linear, "input weight bias"),
     F.batch_norm: Entry(rules.batch_norm, "input running_mean running_var weight bias training momentum eps"),
-    F.interpolate: Entry(
-        rules.interpolate, "input size scale_factor mode align_corners recompute_scale_factor antialias"
-    ),
+    F.interpolate: Entry(rules.interpolate, "input size scale_factor mode align_corners recompute_scale_factor antialias"),
     **dict.fromkeys((F.pad, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle), _MOVE),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), Entry(rules.convolution, _CONVOLUTION)),
     **{f: Entry(rules.max_pool, _MAX_POOL, {"dims": d}) for d, f in enumerate((F.max_pool1d, F.max_pool2d, F.max_pool3d), 1)},
@@ -143,12 +141,8 @@ MODULES: dict[type[nn.Module], Entry] = {
         for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
     },
     **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelUnshuffle, nn.PixelShuffle, nn.ChannelShuffle), _MOVE),
-    **dict.fromkeys(
-        (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), _MOVE
-    ),
-    **dict.fromkeys(
-        (nn.Conv1d, nn.Conv2d, nn.Conv3d), Entry(rules.convolution, "weight _reversed_padding_repeated_twice")
-    ),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), _MOVE),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), Entry(rules.convolution, "weight _reversed_padding_repeated_twice")),
     **{kind: Entry(rules.max_pool, "", {"dims": d}) for d, kind in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)},
     **{kind: Entry(rules.avg_pool, "", {"dims": d}) for d, kind in enumerate((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), 1)},
     **{
