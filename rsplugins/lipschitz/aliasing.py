@@ -20,7 +20,9 @@ def overwritten_too_early(traced: Traced) -> dict[fx.Node, str]:
         if info is None or not info.written or not info.varying:
             continue
         stale = {other for other in nodes[:place] if traced.info[other].memory & info.written}
-        readers = [reader for reader in nodes[place + 1 :] if stale.intersection(reader.all_input_nodes) and not reads_shape(reader)]
+        readers = [
+            reader for reader in nodes[place + 1 :] if stale.intersection(reader.all_input_nodes) and not reads_shape(reader)
+        ]
         if readers:
             found[node] = traced.path(readers[0])
     return found

@@ -18,7 +18,20 @@ from rsplugins.watch.taint import digest
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.Size, torch.dtype, torch.device)
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
-_LIBRARIES = {"torch", "rsplugins", "torchvision", "timm", "numpy", "scipy", "einops", "logging", "builtins", "typing", "functools", "abc"}
+_LIBRARIES = {
+    "torch",
+    "rsplugins",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "einops",
+    "logging",
+    "builtins",
+    "typing",
+    "functools",
+    "abc",
+}
 _DEPTH, _ITEMS = 4, 1000
 _SKIPPED = {"_parameters", "_modules"}
 
