@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
-from rsplugins.watch.state import changed, snapshot
+from rsplugins.watch.source import Code
+from rsplugins.watch.state import changed, reachable, snapshot
 from rsplugins.watch.taint import Memory, Operations, Readings, read, restless, tensors
 from rsplugins.watch.writes import lost
+
+_QUESTIONS = ("is_tracing", "is_grad_enabled", "is_inference_mode_enabled", "_get_tracing_state", "Proxy", "_getframe")
+"""Names by which a forward can tell how it is run."""
 
 
 def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, views: bool = False) -> None:
@@ -38,11 +43,14 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
     Raises:
         UsageError: naming the line of the model's code where there is one.
     """
+    asked = Code(reachable(module)).line_with(_QUESTIONS)
+    if asked is not None:
+        raise _asks(asked)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand((5, *example.shape[1:]), generator=generator, dtype=torch.float64)
     first, second, single = drawn.to(example.device, example.dtype).split((2, 2, 1))
     memory = Memory(_lasting(module))
-    with kept_generators(example.device), _plain_code(module):
+    with kept_generators(example.device), _plain_code():
         watched = []
         with torch.no_grad():
             for images in (first, second):
@@ -57,6 +65,14 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
             with torch.no_grad():
                 _check_same(one, other, lambda: _watched(module, first, memory, True, True, views))
             _check_state(module, before, after)
+
+
+def _asks(line: str) -> UsageError:
+    return UsageError(
+        f"The model's forward asks how it is run{lines.place(line)}. Nothing was certified.",
+        cause="it can be one function while it is traced and another one when it is used.",
+        fix="Leave the question out, or use a certifier that runs the model itself, such as 'gaussian'.",
+    )
 
 
 def _lasting(module: nn.Module) -> Iterator[Tensor]:
@@ -157,9 +173,9 @@ def kept_generators(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_code(module: nn.Module) -> Iterator[None]:
+def _plain_code() -> Iterator[None]:
     """Run what torch.compile wraps as it was written: compiled code runs under no mode."""
     with ExitStack() as stack:
-        if any(hasattr(layer, "_orig_mod") for layer in module.modules()):
+        if "torch._dynamo" in sys.modules:  # nobody compiles without it, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

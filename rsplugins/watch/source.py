@@ -46,6 +46,14 @@ class Code:
                     return True
         return False
 
+    def line_with(self, names: Iterable[str]) -> str | None:
+        """Return ``file:line: text`` of the first use of any of some names; None where there is none."""
+        for file, first, tree in self._parsed:
+            for node in ast.walk(tree):
+                if any(_is(node, name) for name in names) and isinstance(node, (ast.Attribute, ast.Name)):
+                    return lines.shown(file, first + node.lineno - 1)
+        return None
+
     def line_that_sets(self, name: str) -> str:
         """Return ``file:line: text`` of the first statement that changes what a name holds; nothing when none is found."""
         for file, first, tree in self._parsed:

@@ -172,10 +172,18 @@ def scripted(net, x):
     return _scripted(x)  # here
 
 
+def while_traced(net, x):
+    return x if torch.jit.is_tracing() else x - net.hidden(x)  # here
+
+
+def by_the_mode(net, x):
+    return x if torch.is_grad_enabled() else x - net.hidden(x)  # here
+
+
 VALUES = [
     branch, branch_on_a_float, count, item, item_of_data, a_list, numpy_round_trip, as_array, index, nonzero, masked, unique, equal,
     allclose, membership, an_assertion, loop, repeats, a_range, text, comparison_by_python, under_no_grad, swallowed, tried, copied,
-    address, splits, only_in_a_pair, only_alone, mapped, scripted,
+    address, splits, only_in_a_pair, only_alone, mapped, scripted, while_traced, by_the_mode,
 ]  # fmt: skip
 
 
