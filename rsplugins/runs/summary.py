@@ -13,8 +13,8 @@ from scipy.special import bdtr
 
 from rsplugins.certificate import Certificate, Claim, Guarantee
 from rsplugins.runs.record import Record
-from rsplugins.runs.together import check_together, read_labels
 from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.together import check_together, read_labels
 
 _STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ORDER = (Guarantee.DETERMINISTIC, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE, Guarantee.EMPIRICAL)

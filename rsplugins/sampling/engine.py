@@ -279,9 +279,7 @@ class Sampler:
 
         coarsest = torch.bfloat16 if self.execution.dtype == "bfloat16" else None
         compiled = self.execution.compile
-        return Guard(
-            self._plain, self._forward, noisy, self.device, alone=self._capacity, coarsest=coarsest, compiled=compiled
-        )
+        return Guard(self._plain, self._forward, noisy, self.device, alone=self._capacity, coarsest=coarsest, compiled=compiled)
 
     def _prepare(self, index: int, item: Tensor) -> None:
         """Make the buffer for items like this one, and learn what was left open: the number of classes, the batch size."""
