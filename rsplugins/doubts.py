@@ -16,7 +16,7 @@ _SHIFT, _SCALE = ("sub", "sub_", "rsub", "add", "add_"), ("div", "div_", "mul", 
 _PROBABILITIES = {"_softmax": "softmax", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
 
 
-class _Ends(TorchDispatchMode):
+class _Ends(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what is done to the input first, and what made each tensor.
 
     Attributes:
@@ -25,7 +25,7 @@ class _Ends(TorchDispatchMode):
     """
 
     def __init__(self, x: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.first: list[str] = []
         self.made: dict[int, str] = {}
         self._channels = x.shape[1]
@@ -89,8 +89,8 @@ def about_normalisation(network: Callable[[Tensor], Any], x: Tensor) -> None:
         return
     if first and any(step.split()[0] in ("sub", "rsub", "add") for step in first):
         warn(
-            f"The network begins with a normalisation of its own ({'; '.join(first[:3])}), and it is given images that mean and std "
-            "have normalised already: they are normalised twice. Leave mean and std out, unless it was trained so."
+            f"The network begins with a normalisation of its own ({'; '.join(first[:3])}), and it is given images that mean and "
+            "std have normalised already: they are normalised twice. Leave mean and std out, unless it was trained so."
         )
 
 
@@ -108,6 +108,6 @@ def about_scores(classifier: Callable[[Tensor], Any], x: Tensor, method: str) ->
         return
     if last in _PROBABILITIES:
         warn(
-            f"The model returns probabilities (its last operation is {_PROBABILITIES[last]}), and {method} takes the softmax of what "
-            "a model returns: the scores are nearly uniform, and hardly anything is certified. Wrap the network without it."
+            f"The model returns probabilities (its last operation is {_PROBABILITIES[last]}), and {method} takes the softmax of "
+            "what a model returns: the scores are nearly uniform, and hardly anything is certified. Wrap the network without it."
         )

@@ -107,7 +107,7 @@ class Latent(Certifier[LatentParameters]):
             for place, (index, image) in enumerate(inputs):
                 start = time.perf_counter()
                 if place == 0:
-                    # The sampler sees the head alone, and the halves were traced: what the network itself remembers is not in them.
+                    # The sampler sees the head alone, and the halves were traced: what the network remembers is not in them.
                     item = image.to(self.classifier.device)
                     check_independent(self.classifier, index, item, self.execution, sigma=_PIXEL_NOISE, rows=_ROWS)
                 latent, extra = self._encode(image)

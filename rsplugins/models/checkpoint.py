@@ -138,7 +138,7 @@ def _states(checkpoint: Mapping[Any, Any], before: str = "", depth: int = 0) -> 
 
 def _check_one_set(states: Mapping[str, State], checkpoint: Any, path: Path, key: str | None) -> None:
     """Refuse to choose between two sets of weights of one network, such as a model and its moving average."""
-    if key not in states:
+    if key is None or key not in states:
         return
     chosen = states[key]
     same = {name for name, state in states.items() if name != key and _is_equal(state, chosen)}
@@ -160,7 +160,8 @@ def _check_one_set(states: Mapping[str, State], checkpoint: Any, path: Path, key
 
 def _is_twin(one: State, other: State) -> bool:
     """Whether two states are of one network, of which one may lack the buffers."""
-    less, more = sorted((Counter(tuple(v.shape) for v in state.values() if v.dim() > 0) for state in (one, other)), key=Counter.total)
+    shapes = [Counter(tuple(value.shape) for value in state.values() if value.dim() > 0) for state in (one, other)]
+    less, more = sorted(shapes, key=Counter.total)
     return not less - more and 2 * less.total() >= more.total() > 0
 
 

@@ -46,7 +46,7 @@ def check_together(certificates: Sequence[Certificate]) -> None:
         if first != place:
             raise ParameterError(
                 f"Certificates {first} and {place} are both of input {one.index}: it would count twice.",
-                cause="one list was added twice, or two batches were certified with the default indices, which begin at 0 each time.",
+                cause="one list was added twice, or two batches were certified with the default indices, each from 0.",
                 fix="Leave one out, or give certify(indices=...) those of the data set, so that each input has its own.",
             )
 

@@ -1,11 +1,11 @@
 """Whether a function gives each image what it would give it alone, and the same at every call: what every sampler rests on.
 
-Before the first micro-batch of each size (and of two small ones), noisy images of the first input, and points between two of them where the class is
-about to change, are run alone; in batches of that size beside other noisy images, beside images of other contents and beside
-extreme ones; in another order; and again. Between two batches of the same shape the kernels are the same, so what other rows
-do to an image shows down to a few units in the last place; between batches of different sizes kernels round differently, and only
-a difference above that is a fault. What the function remembers is looked at besides (:mod:`rsplugins.sampling.state`), and after
-each input a small batch is run again.
+Before the first micro-batch of each size (and of two small ones), noisy images of the first input, and points between two of
+them where the class is about to change, are run alone; in batches of that size beside other noisy images, beside images of
+other contents and beside extreme ones; in another order; and again. Between two batches of the same shape the kernels are the
+same, so what other rows do to an image shows down to a few units in the last place; between batches of different sizes kernels
+round differently, and only a difference above that is a fault. What the function remembers is looked at besides
+(:mod:`rsplugins.sampling.state`), and after each input a small batch is run again.
 
 What cannot be seen: a function that does otherwise only for contents that none of these images has, or that keeps what it
 remembers where Python cannot look and uses it later than the last look.
@@ -21,9 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rsplugins.checks import layer_name
 from rsplugins.errors import UsageError
-from rsplugins.sampling.state import Seen, Watch, changed, generators
+from rsplugins.sampling.state import Seen, Watch, changed, generators, named_layer
 from rsplugins.sampling.tuning import is_out_of_memory
 
 SMALL = (2, 7)
@@ -267,8 +266,8 @@ class Guard:
         """Return the first layer whose output for the same images differs between two batches; nothing when none is seen."""
         if not isinstance(self._function, nn.Module):
             return ""
-        seen = [_outputs(self._function, self._run, batch, places) for batch in (first, second)]
-        for (name, here), (_, there) in zip(*seen, strict=False):
+        seen, again = (_outputs(self._function, self._run, batch, places) for batch in (first, second))
+        for (name, here), (_, there) in zip(seen, again, strict=False):
             scale = float(here.abs().nan_to_num(0.0, 0.0, 0.0).max()) if here.numel() else 0.0
             if here.shape == there.shape and not torch.allclose(
                 here, there, rtol=0.0, atol=self._tolerance.repeat * scale, equal_nan=True
@@ -312,7 +311,7 @@ def _outputs(module: nn.Module, run: Forward, batch: Tensor, places: Tensor) -> 
     def keep(name: str) -> Callable[..., None]:
         def after(layer: nn.Module, _: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() and len(output) == len(batch) and output.is_floating_point():
-                said = layer_name(name.removeprefix("classifier."), layer)
+                said = named_layer(name, layer)
                 found.append((said, output[places.to(output.device)].double()))
 
         return after
@@ -330,8 +329,8 @@ def _mixes(size: int, gap: float, layer: str) -> UsageError:
     return UsageError(
         f"The model's output for an image depends on the other images of its batch: in a batch of {size} its logits move by "
         f"{gap:.2g} of the largest{f', first at layer {layer}' if layer else ''}. Nothing was certified.",
-        cause="something is computed over the batch dimension: x - x.mean(0), statistics of the batch, softmax(dim=0), a sort or a "
-        "maximum over the images, dynamic quantisation with one scale for all.",
+        cause="something is computed over the batch dimension: x - x.mean(0), statistics of the batch, softmax(dim=0), a sort "
+        "or a maximum over the images, dynamic quantisation with one scale for all.",
         fix="Compute over the other dimensions only, with statistics that were fixed in training.",
     )
 
@@ -366,6 +365,6 @@ def _random(words: list[str]) -> UsageError:
 def _remembers(what: str) -> UsageError:
     return UsageError(
         f"The model is random or remembers its calls: {what}. Nothing was certified.",
-        cause="forward draws random numbers, or uses what an earlier call left: a running average, a counter, a cache of outputs.",
+        cause="forward draws random numbers, or uses what an earlier call left: a running average, a counter, old outputs.",
         fix="Make forward a function of its input alone.",
     )

@@ -16,20 +16,32 @@ import random
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsplugins.certifier import Certifier
 from rsplugins.checks import layer_name
 from rsplugins.classifier import checksum
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps in a module, hooks and layers among it, which are looked at by name."""
-_KNOWN = frozenset(sys.stdlib_module_names) | {"torch", "torchvision", "timm", "numpy", "scipy", "rsplugins", "functorch"}
+_KNOWN = frozenset(sys.stdlib_module_names) | {
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "rsplugins",
+    "functorch",
+    "pydantic",
+    "pydantic_core",
+}
 """Packages whose functions and classes keep no state of a model; what a model keeps in their objects is looked at."""
 _REDUCIBLE = frozenset({"builtins", "itertools", "collections", "array", "random", "_random", "numpy", "_io"})
 _DEEPEST = 10
@@ -76,7 +88,7 @@ class Watch:
         reader = _Reader({} if fresh else self._digests)
         seen: Seen = {}
         for name, layer in self._found.modules:
-            said = _layer(name, layer)
+            said = named_layer(name, layer)
             for key, value in _tensors(layer):
                 word = f"{'buffer' if key in layer._buffers else 'parameter'} {key!r} of {said}"
                 seen[word] = reader.token(value)
@@ -112,9 +124,11 @@ def generators(device: torch.device) -> Seen:
 _ABSENT = ("absent",)
 
 
-def _layer(name: str, layer: nn.Module) -> str:
+def named_layer(name: str, layer: nn.Module) -> str:
+    """Return the words for a layer of a sampled function."""
     # Inside the functions of this package the network is called `classifier` and `module`.
-    return layer_name(name.removeprefix("classifier."), layer)
+    name = name.removeprefix("classifier").removeprefix(".")
+    return layer_name("" if name == "module" else name, layer)
 
 
 def _tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -125,12 +139,17 @@ def _tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _read(holder: Any, key: str) -> Any:
     try:
         return holder[key] if isinstance(holder, Mapping) else getattr(holder, key)
-    except (KeyError, AttributeError, ValueError):  # ValueError: an empty cell
+    except Exception:  # an empty cell, or a property of somebody's that fails
         return _ABSENT
 
 
 def _is_known(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "") or "").partition(".")[0] in _KNOWN
+
+
+def _is_engine(thing: Any) -> bool:
+    """Whether something is a certifier or a part of this package, which keeps books of its own while a model is sampled."""
+    return isinstance(thing, Certifier) or type(thing).__module__.partition(".")[0] == "rsplugins"
 
 
 class _Found:
@@ -143,7 +162,7 @@ class _Found:
 
     def reach(self, thing: Any, owner: str, depth: int = 0) -> None:
         """Follow whatever it is to where state may be."""
-        if isinstance(thing, _PLAIN) or isinstance(thing, Tensor | np.ndarray) or depth > _DEEPEST or id(thing) in self._met:
+        if isinstance(thing, (*_PLAIN, Tensor, np.ndarray)) or depth > _DEEPEST or id(thing) in self._met:
             return
         self._met[id(thing)] = thing
         if isinstance(thing, nn.Module):
@@ -152,16 +171,18 @@ class _Found:
             self._class(thing, owner)
         elif isinstance(thing, types.FunctionType | types.MethodType | functools.partial | staticmethod | classmethod | property):
             self._callable(thing, owner, depth)
-        elif callable(getattr(thing, "__wrapped__", None)):
-            self.reach(thing.__wrapped__, owner, depth + 1)
+        elif inspect.isfunction(wrapped := inspect.getattr_static(thing, "__wrapped__", None)):
+            self.reach(wrapped, owner, depth + 1)
         elif isinstance(thing, Mapping | Sequence | collections.deque | set | frozenset):
-            values = thing.values() if isinstance(thing, Mapping) else thing
-            for value in [value for value, _ in zip(values, range(_LONGEST), strict=False)]:
-                self.reach(value, owner, depth + 1)
+            self._all(thing.values() if isinstance(thing, Mapping) else thing, owner, depth)
         elif hasattr(thing, "__dict__") and not isinstance(thing, types.ModuleType) and not _is_known(type(thing)):
-            self.reach(type(thing), owner, depth + 1)
-            for value in list(vars(thing).values()):
-                self.reach(value, owner, depth + 1)
+            if not _is_engine(thing):
+                self.reach(type(thing), owner, depth + 1)
+            self._all(vars(thing).values(), owner, depth)
+
+    def _all(self, values: Iterable[Any], owner: str, depth: int) -> None:
+        for value in list(islice(values, _LONGEST)):
+            self.reach(value, owner, depth + 1)
 
     def _module(self, module: nn.Module, owner: str) -> None:
         for name, layer in module.named_modules():
@@ -171,7 +192,7 @@ class _Found:
             for key, value in list(vars(layer).items()):
                 hooks = key in ("_forward_hooks", "_forward_pre_hooks")
                 if hooks and value:
-                    self._place(f"a hook of {_layer(path, layer)}", vars(layer), key)
+                    self._place(f"a hook of {named_layer(path, layer)}", vars(layer), key)
                 if hooks or key not in _MACHINERY:
                     self.reach(value, f"{path}.{key}" if path else key, 1)
             self.reach(type(layer), path)
@@ -184,7 +205,7 @@ class _Found:
                 if isinstance(value, types.FunctionType | staticmethod | classmethod | property):
                     self.reach(value, owner)
                 elif not key.startswith("__") and not inspect.isdatadescriptor(value):
-                    self._follow(f"class attribute {key!r} of {base.__qualname__}", base, key, 0)
+                    self._follow(f"class attribute {key!r} of {base.__qualname__}", vars(base), key, 0)
             self._place(f"a class attribute of {base.__qualname__}", base, "__dict__")  # those that are not there yet
 
     def _callable(self, thing: Any, owner: str, depth: int) -> None:
@@ -266,15 +287,6 @@ class _Reader:
             return type(value).__name__, repr(value)  # a NaN is not equal to itself
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if isinstance(value, np.ndarray):
-            content = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
-            return "array", value.dtype.str, value.shape, content
-        if isinstance(value, torch.Generator):
-            return "generator", bytes(value.get_state().numpy().data)
-        if isinstance(value, contextvars.ContextVar):
-            return "context", self.token(value.get(None), depth + 1)
-        if isinstance(value, np.random.Generator):
-            return "generator", repr(value.bit_generator.state)
         kind = type(value).__qualname__
         if depth > _DEEPEST or isinstance(value, nn.Module | types.ModuleType | type):
             return kind
@@ -289,16 +301,28 @@ class _Reader:
         return kind, self._object(value, depth)
 
     def _object(self, value: Any, depth: int) -> Any:
-        home = type(value).__module__.partition(".")[0]
-        if home == "logging":
-            return ""
-        if isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
-            return getattr(value, "__qualname__", "")
+        if isinstance(value, np.ndarray):
+            content = repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
+            return value.dtype.str, value.shape, content
+        if isinstance(value, torch.Generator):
+            return bytes(value.get_state().numpy().data)
+        if isinstance(value, np.random.Generator):
+            return repr(value.bit_generator.state)
+        if isinstance(value, contextvars.ContextVar):
+            return self.token(value.get(None), depth + 1)
         if isinstance(value, types.GeneratorType):
             frame = value.gi_frame
             return None if frame is None else (frame.f_lasti, self.token(dict(frame.f_locals), depth + 1))
+        return self._parts(value, depth)
+
+    def _parts(self, value: Any, depth: int) -> Any:
+        home = type(value).__module__.partition(".")[0]
+        if home == "logging" or _is_engine(value):
+            return ""
+        if isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
+            return getattr(value, "__qualname__", "")
         slots = [name for base in type(value).__mro__ for name in _slots(base) if hasattr(value, name)]
-        parts = {name: getattr(value, name) for name in slots} | dict(getattr(value, "__dict__", {}))
+        parts = {name: _read(value, name) for name in slots} | dict(getattr(value, "__dict__", {}))
         found = self.token(parts, depth + 1) if parts else ""
         return (found, self.token(_reduced(value), depth + 1)) if home in _REDUCIBLE else found
 

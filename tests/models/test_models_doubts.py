@@ -117,7 +117,7 @@ def test_one_of_two_sets_of_weights_is_not_chosen_in_silence(name, tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(TWO[name], path)
     first, second = (key for key in TWO[name] if key != "optimizer")
-    with pytest.raises(CheckpointError, match=f"'{first}'.*'{second}") if name not in ("two",) else pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=f"(?=.*'{first})(?=.*'{second})"):
         checkpoint.read(path)
     assert checkpoint.read(path, first).keys() == weights().keys()
 
@@ -134,8 +134,16 @@ def test_either_set_can_be_asked_for(tmp_path):
 
 def test_one_set_is_read_whatever_lies_beside_it(tmp_path):
     path, state = tmp_path / "weights.pt", weights()
-    beside = {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3, 48)}}}, "epoch": 3, "remaining": {"a": torch.zeros(2)}}
-    for found in ({"model": state, **beside}, {"state_dict": state, "model_ema": None}, {"mine": state, "optimizer": beside["optimizer"]}):
+    beside = {
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3, 48)}}},
+        "epoch": 3,
+        "remaining": {"a": torch.zeros(2)},
+    }
+    for found in (
+        {"model": state, **beside},
+        {"state_dict": state, "model_ema": None},
+        {"mine": state, "optimizer": beside["optimizer"]},
+    ):
         torch.save(found, path)
         assert checkpoint.read(path).keys() == state.keys()
     torch.save({"model": state, "model_ema": dict(state)}, path)  # the same twice
