@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rsplugins.certificate import Norm
 from rsplugins.errors import ParameterError
+from rsplugins.lirpa.search import is_out_of_memory
 
 EPS = (0.0, 0.001, 0.01, 0.1)
 """Radii that are probed, on raw pixels: the point itself, balls where bounds are tight, one where activations bend."""
@@ -136,7 +137,12 @@ def _gradients(forward: Forward, image: Tensor, rows: Tensor) -> Tensor:
         outputs = forward(x)[0, rows]
         if not outputs.requires_grad:
             return x.detach().flatten(1)[:0]
-        found = [torch.autograd.grad(output, x, retain_graph=True, allow_unused=True)[0] for output in outputs]
+        try:
+            found = [torch.autograd.grad(output, x, retain_graph=True, allow_unused=True)[0] for output in outputs]
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            return x.detach().flatten(1)[:0]  # a write in place over what the gradient needs: the other points have to do
     return torch.stack([torch.zeros_like(x) if gradient is None else gradient for gradient in found]).flatten(1).nan_to_num()
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rsplugins.errors import UsageError
 from rsplugins.sampling.state import Seen, Watch, changed, generators, named_layer
 from rsplugins.sampling.tuning import is_out_of_memory
+from rsplugins.watch import check_each_alone
 
 SMALL = (2, 7)
 """Sizes of batch that are tried whatever the engine's is; the larger one is run again after each input."""
@@ -145,6 +146,8 @@ class Guard:
     def _prepare(self) -> None:
         """Find the images, and what each gets alone."""
         before = self._state
+        if isinstance(self._function, nn.Module):
+            check_each_alone(self._function, self._noisy(SMALL[0]))
         rows = self._noisy(_NOISY)
         logits = self._one_by_one(rows)
         self._state = self._watch.look()

@@ -67,6 +67,34 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
             _check_state(module, before, after)
 
 
+def check_each_alone(module: nn.Module, images: Tensor) -> None:
+    """Check that a model's forward asks Python nothing about values of its batch: the answer would be about all images together.
+
+    One pass over the images is watched. No image can hide a branch, since it is its question that is refused and not its answer.
+    A model that cannot be watched is let through.
+
+    Args:
+        module: in the mode and dtype that it is sampled in.
+        images: (B, ...), two or more.
+
+    Raises:
+        UsageError: naming the line of the model's code where there is one.
+    """
+    memory = Memory(_lasting(module))
+    try:
+        with kept_generators(images.device), _plain_code(), torch.no_grad():
+            _watched(module, images, memory, False, False, False)
+    except UsageError:
+        if memory.finding is None:
+            return
+        raise UsageError(
+            memory.finding.what,
+            cause="a branch, an index, a count or a constant is made from the values of a whole batch, so that images decide for "
+            "each other.",
+            fix="Write it with tensor operations that treat each image by itself (torch.where, a product with a mask).",
+        ) from None
+
+
 def _asks(line: str) -> UsageError:
     return UsageError(
         f"The model's forward asks how it is run{lines.place(line)}. Nothing was certified.",
