@@ -231,8 +231,9 @@ def _slopes_that_learn(relu: Any) -> None:
     """
     import torch
 
-    edge = torch.zeros(1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the first caller is in
+        edge = torch.zeros(1, requires_grad=True)
+        (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
     if float(gradient) == 1.0:
         return
     original = relu._relu_mask_alpha
