@@ -260,7 +260,7 @@ def _slopes_that_learn(relu: Any) -> None:
     """
     import torch
 
-    with torch.enable_grad():  # the first bounds may be asked for under no_grad
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the first caller is in
         edge = torch.zeros(1, requires_grad=True)
         (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
     if float(gradient) == 1.0:

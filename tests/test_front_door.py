@@ -385,5 +385,7 @@ def test_the_reader_of_programs_sees_other_doors(source):
 
 
 def test_no_certifier_may_take_a_keyword_of_certify():
-    keywords = {name for name, each in inspect.signature(rsplugins.certify).parameters.items() if each.kind is not each.VAR_KEYWORD}
+    keywords = {
+        name for name, each in inspect.signature(rsplugins.certify).parameters.items() if each.kind is not each.VAR_KEYWORD
+    }
     assert keywords == certification._KEYWORDS

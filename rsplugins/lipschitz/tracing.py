@@ -272,9 +272,7 @@ def known_size(classifier: Classifier, input_size: tuple[int, ...] | None = None
     return size
 
 
-def trace(
-    classifier: Classifier, is_known: Callable[[nn.Module], bool], input_size: tuple[int, ...] | None = None
-) -> Traced:
+def trace(classifier: Classifier, is_known: Callable[[nn.Module], bool], input_size: tuple[int, ...] | None = None) -> Traced:
     """Trace a Classifier and run it once on a grey image.
 
     Args:

@@ -53,7 +53,8 @@ def unsupported(
         return ParameterError(
             f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
             cause=f"this release of auto-LiRPA lacks the operator, and no plugin brings it for this method. It said: {_said(cause)}",
-            fix=hint or f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
+            fix=hint
+            or f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
         )
     fault = parts.deepest(lambda child, inputs: attempt(child, inputs, operators, method))
     if fault is None or attempt(nn.Identity(), images_like(parts.pair), None, method) is not False:
