@@ -151,7 +151,7 @@ def test_a_network_that_cannot_be_copied_is_refused_with_the_reason_and_left_alo
     assert isinstance(raised.value.__cause__, TypeError)
     assert counted.batches == []
     classifier.module.encoder.lock = None
-    classifier.module.inside = nn.Identity()  # what counts is not sampled
+    classifier.module.inside = nn.Identity().eval()  # what counts is not sampled
     assert rsplugins.certify(classifier, IMAGES[:1], method, **settings)[0].index == 0
 
 
