@@ -64,14 +64,16 @@ def assert_refusals_are_the_packages_own(reports: list[Report]) -> None:
     assert len(failed) <= 0.05 * len(reports) * len(METHODS), f"{len(failed)} plugin errors: {failed[:5]}"
 
 
-def assert_the_fuzz_is_worth_something(reports: list[Report], each: int) -> None:
+def assert_the_fuzz_is_worth_something(reports: list[Report], *, each: int, plain_share: float) -> None:
     certified = [report for report in reports if report.claims]
     assert len(certified) >= 0.6 * len(reports), f"only {len(certified)} of {len(reports)} models have any certificate"
     for method in METHODS:
         assert sum(bool(report.claims.get(method)) for report in reports) >= 0.05 * len(reports), f"{method} certifies nothing"
     plain = [report for report in reports if not report.case.traps]
     bounded = [report for report in plain if "ibp" not in report.refused and "ibp" not in report.crashes]
-    assert len(bounded) >= 0.75 * len(plain), f"ibp refuses {len(plain) - len(bounded)} of {len(plain)} models without a trap"
+    assert len(bounded) >= plain_share * len(plain), (
+        f"ibp refuses {len(plain) - len(bounded)} of {len(plain)} models without a trap"
+    )
     kinds = Counter(kind for report in reports for kind in report.case.traps)
     families = Counter(kind.split(":")[0] for kind in kinds.elements())
     assert all(families[family] >= 3 for family in _FAMILIES), families
@@ -91,7 +93,7 @@ def test_refusals_are_the_packages_own(few):
 
 
 def test_the_fuzz_is_worth_something(few):
-    assert_the_fuzz_is_worth_something(few, each=0)
+    assert_the_fuzz_is_worth_something(few, each=0, plain_share=0.5)
 
 
 @pytest.mark.slow
@@ -109,7 +111,7 @@ def test_refusals_are_the_packages_own_in_five_hundred(many):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_five_hundred_are_worth_something(many):
-    assert_the_fuzz_is_worth_something(many, each=8)
+    assert_the_fuzz_is_worth_something(many, each=8, plain_share=0.75)
 
 
 def assert_twin(seed: int, folder) -> None:
