@@ -10,7 +10,7 @@ _IN_PLACE_FUNCTIONS = ("iadd", "isub", "imul", "itruediv")
 _VIEWS = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t", "contiguous", "squeeze",
     "unsqueeze", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "expand", "getitem", "detach", "float", "double",
-    "dropout", "dropout2d", "pad",
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "pad",
 }  # fmt: skip
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -34,7 +34,7 @@ def overwritten_too_early(traced: Traced) -> dict[fx.Node, str]:
 
 def _target(traced: Traced, node: fx.Node) -> fx.Node | None:
     """Return the node that this one overwrites, or None."""
-    first = node.args[0] if node.args else None
+    first = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(first, fx.Node):
         return None
     name = str(getattr(node.target, "__name__", node.target))
