@@ -1,4 +1,4 @@
-"""A signal ends a command with its work kept, its own exit code and a word on how to go on; the next call says that it resumes."""
+"""A signal ends a command with its work kept, its exit code and a word on how to go on; the next call says that it resumes."""
 
 from __future__ import annotations
 
