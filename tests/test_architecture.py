@@ -15,7 +15,7 @@ import rsplugins
 ROOT = Path(rsplugins.__file__).parent
 
 STOREYS = [
-    ["errors", "provenance"],
+    ["errors", "provenance", "stopping"],
     ["rounding"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs

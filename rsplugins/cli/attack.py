@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,13 +61,24 @@ def attack(
         settings,
         out,
         identity={"model": model, "data": data, "split": split, "weights": classifier.fingerprint()},
-        progress=lambda done, total: say(f"attacked {done} of {total} inputs"),
+        progress=_progress(),
     )
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
         _print(result, settings)
     say(f"records: {shown_path(out)}")
+
+
+def _progress() -> Callable[[int, int], None]:
+    begun: list[int] = []
+
+    def show(done: int, total: int) -> None:
+        resumes = not begun and done > 0
+        begun.append(done)
+        say(f"resuming: {done} of {total} inputs are attacked already" if resumes else f"attacked {done} of {total} inputs")
+
+    return show
 
 
 def _print(result: Any, settings: Any) -> None:

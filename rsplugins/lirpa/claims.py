@@ -63,8 +63,8 @@ def bounds_claim(
 
     Args:
         evidence: see the module.
-        parameters: of the certifier: ``norm`` and ``precision``, which records of earlier releases call ``dtype``; with ``clip`` the
-            claim says that it is of the cut ball.
+        parameters: of the certifier: ``norm`` and ``precision``, which records of earlier releases call ``dtype``; with ``clip``
+            the claim says that it is of the cut ball.
         rule: what the bounds rest on.
         guarantee: of the bounds.
         dtype: which the bounds were computed in, when it is not the parameter.

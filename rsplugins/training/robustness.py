@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rsplugins.certificate import Certificate, Guarantee, Norm
 from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
 from rsplugins.sampling.tuning import prefers_channels_last
+from rsplugins.stopping import keeping
 from rsplugins.training import attacks
 from rsplugins.training.files import device_name, versions, write_atomically
 from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole, plain, read
@@ -148,12 +149,9 @@ def attack(
     header = json.loads(json.dumps({**asdict(settings), "images": total, "stride": stride, **(identity or {})}, default=str))
     rows = _resume(directory, header)
     model = _for_gradients(model).eval()
-    auto = (
-        _autoattack(model, settings, table.num_classes, table.labels.device)
-        if settings.autoattack and len(rows) < total
-        else None
-    )
-    with (directory / RECORDS).open("a", encoding="utf-8") as file:
+    wanted = settings.autoattack and len(rows) < total
+    auto = _autoattack(model, settings, table.num_classes, table.labels.device) if wanted else None
+    with (directory / RECORDS).open("a", encoding="utf-8") as file, keeping(lambda: _kept(directory, len(rows), total)):
         for start in range(len(rows), total, settings.batch_size):
             progress(start, total)
             index = chosen[start : start + settings.batch_size]
@@ -169,6 +167,10 @@ def attack(
     about = {"settings": header, "ran": ran, "result": asdict(result)}
     write_atomically(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def _kept(directory: Path, done: int, total: int) -> str:
+    return f"{done} of {total} attacked inputs are kept in {directory}; the same command goes on there"
 
 
 def attack_images(
