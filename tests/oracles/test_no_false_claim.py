@@ -66,7 +66,7 @@ def assert_refusals_are_the_packages_own(reports: list[Report]) -> None:
 
 def assert_the_fuzz_is_worth_something(reports: list[Report], *, each: int, plain_share: float) -> None:
     certified = [report for report in reports if report.claims]
-    assert len(certified) >= 0.6 * len(reports), f"only {len(certified)} of {len(reports)} models have any certificate"
+    assert len(certified) >= 0.4 * len(reports), f"only {len(certified)} of {len(reports)} models have any certificate"
     for method in METHODS:
         assert sum(bool(report.claims.get(method)) for report in reports) >= 0.05 * len(reports), f"{method} certifies nothing"
     plain = [report for report in reports if not report.case.traps]
