@@ -17,8 +17,8 @@ from rsplugins.lipschitz.purity import check_function, check_images_apart, check
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
 from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, known_size, total_operations, trace
 from rsplugins.lipschitz.values import Evaluation, Value
-from rsplugins.watch import kept_generators
 from rsplugins.watch import check_function as watch
+from rsplugins.watch import kept_generators
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
             patches, with more memory. Always so for grouped and dilated convolutions.
 
     Raises:
-        UsageError: dropout or batch normalisation in training mode, a trace that depends on the batch size, or a forward that looks
-            at values of its input, keeps state or writes in place where the trace would lose it; names the line.
+        UsageError: dropout or batch normalisation in training mode, a trace that depends on the batch size, or a forward that
+            looks at values of its input, keeps state or writes in place where the trace would lose it; names the line.
         CheckpointError: weights that are not finite.
         ParameterError: a layer auto-LiRPA does not support; names it and the nearest supported one.
     """
