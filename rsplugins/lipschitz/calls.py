@@ -210,7 +210,7 @@ def _preprocess(module: Preprocess, value: Value, shape: Shape, out: Shape) -> V
         value = resized
     if classifier.std is None:
         return value
-    factors = outward(1.0 / classifier.std.detach().to("cpu", torch.float64))
+    factors = outward(1.0 / classifier.std.detach().cpu().double())
     return value.apply(Scale(factors.expand(out[1])))
 
 
@@ -317,11 +317,7 @@ def _product(traced: Traced, node: fx.Node, values: dict[fx.Node, Value], out: S
     if divide:
         factor = outward(
             1.0
-            / (
-                factor.detach().to("cpu", torch.float64)
-                if isinstance(factor, Tensor)
-                else torch.tensor(float(factor), dtype=torch.float64)
-            )
+            / (factor.detach().cpu().double() if isinstance(factor, Tensor) else torch.tensor(float(factor), dtype=torch.float64))
         )
     return rules.multiply(parts[varying[0]], shapes[varying[0]], out, factor)
 

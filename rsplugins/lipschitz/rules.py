@@ -31,7 +31,7 @@ class NoBoundError(Exception):
 def _double(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise NoBoundError("its weight depends on the image")
-    return value.detach().to("cpu", torch.float64)
+    return value.detach().cpu().double()
 
 
 def convolution(value: Value, shape: Shape, out: Shape, options: dict[str, Any]) -> Value:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rsplugins.classifier import Classifier
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.double import bring, brought
 from rsplugins.errors import OutputValueError, ParameterError
 from rsplugins.lirpa.graph import bounded, quiet
 from rsplugins.moments.activations import Gelu
@@ -107,12 +108,12 @@ class MomentNetwork(Propagation):
         dtype: torch.dtype | None = None,
     ) -> None:
         if dtype is not None:
-            model = copy.deepcopy(model).to(dtype)
+            model = brought(copy.deepcopy(model), dtype)
         model = _without_casts(model)
         tensors = (*model.parameters(), *model.buffers())
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)
         self.dtype, self.device = dtype or like.dtype, like.device
-        example = example[:1].to(self.device, self.dtype)
+        example = bring(example[:1], self.device, self.dtype)
         self._rules = {**RULES, **(rules or {})}
         self._graph = bounded(model, example, {"onnx::Erf": _erf()})
         self._run(example)
@@ -134,7 +135,7 @@ class MomentNetwork(Propagation):
     def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
         """See :meth:`Propagation.walk`."""
         check_sigma(sigma)
-        images = images.to(self.device, self.dtype)
+        images = bring(images, self.device, self.dtype)
         self._run(images)
         representation.start(self._root, images, sigma)
         name: str = self._root
