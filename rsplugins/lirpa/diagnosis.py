@@ -106,7 +106,7 @@ def trace_is_free(module: nn.Module, inputs: Mapping[int, Tensor]) -> bool:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trace is only looked at, and torch calls its own tracer deprecated
-            trace = torch.jit.trace(module, (inputs[BATCHES[0]],), check_trace=False)
+            trace = torch.jit.trace(module, (inputs[BATCHES[0]],), check_trace=False)  # type: ignore[no-untyped-call]
             return all(agree(trace(inputs[batch]), module(inputs[batch])) for batch in BATCHES)
     except Exception:
         return False
