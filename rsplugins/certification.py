@@ -286,13 +286,15 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
     Raises:
         PluginError: the certifier failed, or returned something else than it was asked for.
     """
+    from rsplugins.double import arrived
+
     device = certifier.classifier.device
     asked: list[int] = []
 
     def inputs() -> Iterator[Input]:
         for index, image in images:
             asked.append(index)
-            yield Input(index, image.to(device))
+            yield Input(index, arrived(image, device))
 
     with guard(entry, "while certifying"):
         for position, gathered in enumerate(_undisturbed(certifier.gather(inputs()))):

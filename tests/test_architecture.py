@@ -16,7 +16,7 @@ ROOT = Path(rsplugins.__file__).parent
 
 STOREYS = [
     ["errors", "provenance", "stopping"],
-    ["rounding"],
+    ["rounding", "double"],
     ["certificate", "execution", "scaffold"],
     # runs.progress shows how far anything is and knows nothing of runs
     ["statistics", "checks", "doubts", "compat", "arithmetic", "runs.progress"],

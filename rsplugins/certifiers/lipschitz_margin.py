@@ -13,6 +13,7 @@ from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
+from rsplugins.double import bring, brought
 from rsplugins.errors import ParameterError
 from rsplugins.lipschitz import claims
 from rsplugins.lipschitz.analysis import analyse, private_copy
@@ -55,7 +56,7 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
             )
         self.analysis = analyse(classifier)
         self.bounds = MarginBounds(self.analysis)
-        self._double = private_copy(classifier).double()
+        self._double = brought(private_copy(classifier), torch.float64)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield margins and bounds, in the form that :func:`rsplugins.lipschitz.claims.lipschitz_margin` documents.
@@ -67,7 +68,7 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
         while batch := list(islice(stream, _BATCH)):
             self.analysis.check_unchanged(self.classifier)
             start = time.perf_counter()
-            images = torch.stack([item.image for item in batch]).to(self._double.device, torch.float64)
+            images = bring(torch.stack([item.image for item in batch]), self._double.device, torch.float64)
             with full_precision(), torch.inference_mode():
                 logits = self._double(images)
             self.classifier.check_logits(logits, batch=len(batch))

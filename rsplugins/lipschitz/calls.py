@@ -172,7 +172,7 @@ def _preprocess(module: Preprocess, call: Call) -> Value:
         value = value.apply(rules.resizing((*frames, *shape[-2:]), (*frames, *out[-2:]), "bilinear", False, None))
     if classifier.std is None:
         return value
-    factors = outward(1.0 / classifier.std.detach().to("cpu", torch.float64))
+    factors = outward(1.0 / classifier.std.detach().cpu().double())
     return value.apply(Scale(factors.expand(out[1])))
 
 

@@ -202,7 +202,7 @@ def convolution_norm(
     dims = len(kernel)
     steps = _each(dilation, dims)
     return Convolution(
-        weight.detach().to("cpu", torch.float64),
+        weight.detach().cpu().double(),
         tuple(size),
         _each(stride, dims),
         resolve_padding(padding, tuple(kernel), steps),

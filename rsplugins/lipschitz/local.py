@@ -99,7 +99,7 @@ class _Local(Evaluation):
         plain = self.constant(inner)
         if not isinstance(inner.operator, (Dense, Convolution)):
             return plain
-        activation = self.before[value][0].detach().to("cpu", torch.float64)
+        activation = self.before[value][0].detach().cpu().double()
         reach = _row_norms(inner.operator, activation.dim()) * self.constant(inner.inputs[0]) * self.gamma * (1.0 + 1e-9)
         awake = activation + reach > -_ROUNDING * activation.abs().max()
         if bool(awake.all()):

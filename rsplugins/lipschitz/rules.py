@@ -29,7 +29,7 @@ class UnsupportedLayerError(UsageError):
 def _float64(value: Any) -> Tensor:
     if not isinstance(value, Tensor) or value.is_complex():
         raise NoBoundError("its weight is no tensor of real numbers")
-    return value.detach().to("cpu", torch.float64)
+    return value.detach().cpu().double()
 
 
 def convolution(call: Call) -> Value:

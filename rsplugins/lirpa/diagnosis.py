@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
+from rsplugins.double import bring
 from rsplugins.errors import ParameterError, UsageError
 from rsplugins.lirpa.bridge import Hinting, Operators, quiet, traced
 from rsplugins.lirpa.layers import nearest_supported
@@ -106,7 +107,7 @@ def trace_is_free(module: nn.Module, inputs: Mapping[int, Tensor]) -> bool:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the trace is only looked at, and torch calls its own tracer deprecated
-            trace = torch.jit.trace(module, (inputs[BATCHES[0]],), check_trace=False)
+            trace = torch.jit.trace(module, (inputs[BATCHES[0]],), check_trace=False)  # type: ignore[no-untyped-call]
             return all(agree(trace(inputs[batch]), module(inputs[batch])) for batch in BATCHES)
     except Exception:
         return False
@@ -240,7 +241,8 @@ class _Headed(nn.Module):
 def images_like(pair: Tensor) -> dict[int, Tensor]:
     """Return random images of the shape of a batch, by batch size."""
     generator = torch.Generator().manual_seed(0)
-    values = torch.rand((max(BATCHES), *pair.shape[1:]), generator=generator, dtype=torch.float64).to(pair.dtype).to(pair.device)
+    values = torch.rand((max(BATCHES), *pair.shape[1:]), generator=generator, dtype=torch.float64)
+    values = bring(values, pair.device, pair.dtype)
     return {batch: values[:batch].contiguous() for batch in BATCHES}
 
 

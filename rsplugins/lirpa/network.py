@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.double import bring, brought
 from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.lirpa.backward import OutwardLinear
 from rsplugins.lirpa.bridge import Operators, quiet
@@ -60,13 +61,13 @@ class BoundNetwork:
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
-            model = copy.deepcopy(model).to(dtype)
+            model = brought(copy.deepcopy(model), dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
-        self._model, self._raw = model, example[:1].detach().to(self.device, self.dtype)
+        self._model, self._raw = model, bring(example[:1].detach(), self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
         self._operators: Operators = {} if operators is None else operators  # an empty one still says why
-        self._example = self._normalise(example[:1].to(self.device, self.dtype))
+        self._example = self._normalise(bring(example[:1], self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
         self._claims, self._outward = dtype is not None, dict[int, Outward]()
         self.graph = self._bounded(matrices=reshapes)
@@ -92,7 +93,7 @@ class BoundNetwork:
     @full_precision()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) in this network's dtype."""
-        output: Tensor = self._module(self._normalise(images.to(self.device, self.dtype)))
+        output: Tensor = self._module(self._normalise(bring(images, self.device, self.dtype)))
         return output
 
     @full_precision()
@@ -203,11 +204,11 @@ class BoundNetwork:
         specification: Tensor | None,
         upper: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        images = images.to(self.device, self.dtype)
-        radius = torch.as_tensor(eps, device=self.device, dtype=self.dtype).expand(len(images))
+        images = bring(images, self.device, self.dtype)
+        radius = bring(torch.as_tensor(eps), self.device, self.dtype).expand(len(images))
         if not bool((radius >= 0).all()):
             raise ParameterError(f"eps is {float(radius.min()):g}; expected a number of at least 0.")
-        specification = None if specification is None else specification.to(self.device, self.dtype)
+        specification = None if specification is None else bring(specification, self.device, self.dtype)
         arguments = {"method": method, "specification": specification, "upper": upper}
         # A ball around a point lies in the box around it, so the box is always a sound stand-in.
         if norm is Norm.LINF or not self._starts_affine:
@@ -362,7 +363,7 @@ def _split(
     mean, std = (None if values is None else values.to(dtype) for values in (model.mean, model.std))
     if model.resize is None or tuple(example.shape[-2:]) == model.resize:
         return model.module, mean, std
-    resizing = resize_layers(tuple(example.shape[1:]), model.resize).to(device, dtype)
+    resizing = resize_layers(tuple(example.shape[1:]), model.resize).to(dtype).to(device)
     network = nn.Sequential(OrderedDict([*resizing.named_children(), ("module", model.module)]))
     network.training = model.module.training  # train() would reach the caller's layers
     return network, mean, std

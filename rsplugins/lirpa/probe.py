@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rsplugins.certificate import Norm
+from rsplugins.double import bring
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.search import is_out_of_memory
 
@@ -56,7 +57,8 @@ def probe(
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(example.shape, generator=generator, dtype=torch.float64)
-    image = (0.25 + 0.5 * drawn).to(example)  # every ball of EPS stays in [0, 1], where models are defined
+    # Every ball of EPS stays in [0, 1], where models are defined.
+    image = bring(0.25 + 0.5 * drawn, example.device, example.dtype)
     with torch.no_grad():
         logits = forward(image)
     rows = torch.linspace(0, logits.shape[1] - 1, 1 if halved else min(_ROWS, logits.shape[1])).round().long().to(logits.device)
@@ -110,13 +112,14 @@ def _outputs(forward: Forward, points: Tensor) -> Iterator[Tensor]:
 def _points(forward: Forward, image: Tensor, rows: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:
     """Draw points of the ball, half of them on its boundary, and add where the gradients of some logits point: (N, ...)."""
     size = image.numel()
-    drawn = torch.randn(_POINTS, size, generator=generator, dtype=torch.float64).to(image)
+    drawn = bring(torch.randn(_POINTS, size, generator=generator, dtype=torch.float64), image.device, image.dtype)
     steepest = _gradients(forward, image, rows)
     directions = _on_boundary(torch.cat([drawn, steepest, -steepest]), norm)
-    directions[: _POINTS // 2] *= torch.rand(_POINTS // 2, 1, generator=generator, dtype=torch.float64).to(image)
+    shorter = torch.rand(_POINTS // 2, 1, generator=generator, dtype=torch.float64)
+    directions[: _POINTS // 2] *= bring(shorter, image.device, image.dtype)
     if norm is Norm.LINF:
         inside = 2 * torch.rand(_POINTS // 2, size, generator=generator, dtype=torch.float64) - 1
-        directions[: _POINTS // 2] = inside.to(image)
+        directions[: _POINTS // 2] = bring(inside, image.device, image.dtype)
     # A hair inside, so that rounding does not carry a point over the boundary.
     return image + (1 - 1e-6) * eps * directions.view(-1, *image.shape[1:])
 

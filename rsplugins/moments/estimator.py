@@ -127,7 +127,7 @@ class Estimator:
 
 def evidence_of(found: LogitGaussian) -> dict[str, Any]:
     """Return the evidence of one input, mean (K,) and covariance (K, K), as JSON values."""
-    mean, covariance = found.mean.double().cpu().numpy(), found.covariance.double().cpu().numpy()
+    mean, covariance = found.mean.cpu().double().numpy(), found.covariance.cpu().double().numpy()
     order = np.argsort(-mean, kind="stable")
     kept, rest = order[:_KEPT], order[_KEPT:]
     others = None

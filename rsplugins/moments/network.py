@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rsplugins.classifier import Classifier
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.double import bring, brought
 from rsplugins.errors import OutputValueError, ParameterError
 from rsplugins.lirpa.bridge import quiet
 from rsplugins.lirpa.graph import bounded, check_deployed
@@ -111,12 +112,12 @@ class MomentNetwork(Propagation):
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
-            model = copy.deepcopy(model).to(dtype)
+            model = brought(copy.deepcopy(model), dtype)
         model = _without_casts(model)
         tensors = (*model.parameters(), *model.buffers())
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)
         self.dtype, self.device = dtype or like.dtype, like.device
-        example = example[:1].to(self.device, self.dtype)
+        example = bring(example[:1], self.device, self.dtype)
         # Rules of plugins come first, and are looked up one by one: each look imports one.
         self._rules = ChainMap(dict[str, Rule](), rules or {}, RULES)  # type: ignore[arg-type]  # none is written to
         self._graph = bounded(model, example, _Traced(rules or {}))
@@ -139,7 +140,7 @@ class MomentNetwork(Propagation):
     def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
         """See :meth:`Propagation.walk`."""
         check_sigma(sigma)
-        images = images.to(self.device, self.dtype)
+        images = bring(images, self.device, self.dtype)
         self._run(images)
         representation.start(self._root, images, sigma)
         name: str = self._root

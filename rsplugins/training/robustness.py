@@ -292,7 +292,7 @@ def paired_p_value(rows: Sequence[Mapping[str, Any]], weaker: str, stronger: str
     only_stronger = sum(bool(row[weaker]) and not row[stronger] for row in rows)
     only_weaker = sum(bool(row[stronger]) and not row[weaker] for row in rows)
     n = only_stronger + only_weaker
-    return sum(math.comb(n, k) for k in range(only_stronger, n + 1)) / 2**n
+    return float(sum(math.comb(n, k) for k in range(only_stronger, n + 1)) / 2**n)
 
 
 def _attack_batch(
