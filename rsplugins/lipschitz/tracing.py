@@ -239,7 +239,9 @@ class _Recorder(fx.Interpreter):
 
     def _memory(self, found: Iterable[Tensor]) -> frozenset[int]:
         storages = [tensor.untyped_storage() for tensor in found if tensor.layout is torch.strided]
-        self._kept |= {storage._cdata: StorageWeakRef(storage) for storage in storages if storage._cdata not in self._kept}
+        for storage in storages:
+            if storage._cdata not in self._kept:
+                self._kept[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         return frozenset(storage._cdata for storage in storages)
 
 

@@ -1,4 +1,4 @@
-"""Whether a model is one sequence of tensor operations, the same for all pixels: what every certifier that reads a trace needs."""
+"""Whether a model is one sequence of tensor operations whatever the pixels: what whoever reads a trace has to know."""
 
 from __future__ import annotations
 

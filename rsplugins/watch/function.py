@@ -35,7 +35,7 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
     and not its answer.
 
     Args:
-        module: in the mode and dtype that it is deployed in. Its random generators are put back; attributes that it changes are not.
+        module: in the mode and dtype that it is deployed in. Random generators are put back; attributes that it changes are not.
         example: (B, ...), for shape, dtype and device.
         exact: whether constants have to agree and weights to stay; not for layers whose weights change a little at each reading.
         views: whether a write in place that is read through another view of the same memory is refused too.
@@ -48,7 +48,8 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
         raise _asks(asked)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand((5, *example.shape[1:]), generator=generator, dtype=torch.float64)
-    first, second, single = drawn.to(example.device, example.dtype).split((2, 2, 1))
+    drawn = drawn.to(example.device, example.dtype)
+    first, second, single = drawn[:2], drawn[2:4], drawn[4:]
     memory = Memory(_lasting(module))
     with kept_generators(example.device), _plain_code():
         watched = []
@@ -125,8 +126,9 @@ def _watched(module: nn.Module, images: Tensor, memory: Memory, exact: bool, fix
             raise memory.finding from None
         if isinstance(error, UsageError) or not _runs(module, images):
             return None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"The model cannot be watched while it runs: {str(error).strip().splitlines()[0] if str(error).strip() else type(error)}",
+            f"The model cannot be watched while it runs: {reason}",
             cause="a part of it does not run under torch's dispatch modes, by which it is seen whether Python looks at pixels.",
             fix="Use a certifier that runs the model itself, such as 'gaussian'.",
         ) from error
@@ -185,7 +187,7 @@ def _check_state(module: nn.Module, before: dict[str, Any], after: dict[str, Any
 
 def _drawn() -> tuple[Any, ...]:
     numbers = np.random.get_state()
-    return random.getstate(), numbers[1].tobytes(), numbers[2:], torch.get_rng_state().numpy().tobytes()  # type: ignore[index,union-attr]
+    return random.getstate(), numbers[1].tobytes(), numbers[2:], torch.get_rng_state().numpy().tobytes()  # type: ignore[index]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
 from rsplugins.watch.function import kept_generators
+from rsplugins.watch.taint import ONLY_SHAPES
 from rsplugins.watch.writes import lost
 
 _MAY_ALIAS = {"aten::einsum", "aten::meshgrid", "aten::broadcast_tensors", "aten::dropout", "aten::feature_dropout", "aten::pad"}
@@ -24,8 +25,8 @@ _SHAPES = {"aten::size", "aten::dim", "aten::numel", "aten::len", "prim::device"
 def check_trace(module: nn.Module, pair: Tensor) -> None:
     """Check that a graph without writes says what TorchScript's trace of a model says, and the same for other pixels.
 
-    The exporter turns ``h.sub_(g)`` into ``h2 = h - g`` and hands on ``h2`` wherever that tensor is read later. What is read through
-    another view of the same memory stays as it was before the write, which is lost: such models are refused.
+    The exporter turns ``h.sub_(g)`` into ``h2 = h - g`` and hands on ``h2`` wherever that tensor is read later. What is read
+    through another view of the same memory stays as it was before the write, which is lost: such models are refused.
 
     Args:
         module: what will be traced.
@@ -54,67 +55,77 @@ def check_trace(module: nn.Module, pair: Tensor) -> None:
 def _graph(module: nn.Module, pair: Tensor) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trace that is certified warns by itself
-        return torch.jit._get_trace_graph(module, (pair.clone(),))[0]
+        return torch.jit._get_trace_graph(module, (pair.clone(),))[0]  # type: ignore[attr-defined,no-untyped-call]
 
 
 def _check_writes(graph: Any) -> None:
     nodes = list(graph.nodes())
     memory = _Aliases()
     varying = _varying(graph, nodes, memory)
+    defined = {value.debugName() for value in graph.inputs()}
     stale: dict[str, Any] = {}
     for node in nodes:
         if node.kind() not in _SHAPES:
-            _refuse_stale(node.inputs(), stale)
-        written = [value.debugName() for value, _ in _written(node)]
-        if any(name == "out" for _, name in _written(node)) and any(memory.root(v) in varying for v in written):
+            _refuse_stale(memory, node.inputs(), stale)
+        written = [(part, name) for value, name in _written(node) for part in memory.parts(value) if memory.root(part) in varying]
+        if any(name == "out" for _, name in written):
             raise _lost(node)
-        for value in written:
-            root = memory.root(value)
-            if root in varying:
-                fresh = {output.debugName() for output in node.outputs()}
-                stale |= {name: node for name in memory.members(root) - fresh if name in memory.defined}
-        memory.defined |= {output.debugName() for output in node.outputs()}
-    _refuse_stale(graph.outputs(), stale)
+        fresh = {output.debugName() for output in node.outputs()}
+        for part, _ in written:
+            stale |= dict.fromkeys((memory.members(memory.root(part)) - fresh) & defined, node)
+        defined |= fresh
+    _refuse_stale(memory, graph.outputs(), stale)
 
 
-def _refuse_stale(values: Any, stale: dict[str, Any]) -> None:
+def _refuse_stale(memory: _Aliases, values: Any, stale: dict[str, Any]) -> None:
     for value in values:
-        if value.debugName() in stale:
-            raise _lost(stale[value.debugName()])
+        for part in memory.parts(value):
+            if part in stale:
+                raise _lost(stale[part])
 
 
 class _Aliases:
-    """Which values may share memory: classes that grow together."""
+    """Which values may share memory: classes that grow together. A list is no memory of its own, but its parts are."""
 
     def __init__(self) -> None:
         self._parents: dict[str, str] = {}
-        self.defined: set[str] = set()
+        self._lists: dict[str, list[str]] = {}
 
     def root(self, name: str) -> str:
         while self._parents.setdefault(name, name) != name:
             name = self._parents[name]
         return name
 
-    def join(self, one: str, other: str) -> None:
-        self._parents[self.root(one)] = self.root(other)
-
     def members(self, root: str) -> set[str]:
         return {name for name in list(self._parents) if self.root(name) == root}
+
+    def parts(self, value: Any) -> list[str]:
+        return self._lists.get(value.debugName(), [value.debugName()])
+
+    def take(self, node: Any) -> None:
+        """Note what a node's outputs share with its inputs."""
+        inputs, outputs = list(node.inputs()), [value.debugName() for value in node.outputs()]
+        if node.kind() in ("prim::ListConstruct", "prim::TupleConstruct"):
+            self._lists[outputs[0]] = [part for value in inputs for part in self.parts(value)]
+            return
+        if node.kind() in ("prim::ListUnpack", "prim::TupleUnpack") and len(self.parts(inputs[0])) == len(outputs):
+            pairs = list(zip(self.parts(inputs[0]), outputs, strict=True))
+        else:
+            pairs = list(itertools.product((part for value in _shared(node) for part in self.parts(value)), outputs))
+        for source, target in pairs:
+            self._parents[self.root(source)] = self.root(target)
 
 
 def _varying(graph: Any, nodes: list[Any], memory: _Aliases) -> set[str]:
     """Return the roots of the memory that depends on the input, and fill in which values share memory."""
     image, *_ = [value.debugName() for value in graph.inputs()]
     depends = {image}
-    memory.defined = {value.debugName() for value in graph.inputs()}
     for node in nodes:
-        outputs = [value.debugName() for value in node.outputs()]
-        inputs = [value.debugName() for value in node.inputs()]
-        for source, target in itertools.product(_shared(node), outputs):
-            memory.join(source, target)
-        if any(name in depends for name in inputs):
-            depends.update(outputs)
-            depends.update(value.debugName() for value, _ in _written(node))
+        memory.take(node)
+        inputs = {part for value in node.inputs() for part in memory.parts(value)}
+        if depends & inputs and node.kind() not in _SHAPES and node.kind().removeprefix("aten::") not in ONLY_SHAPES:
+            depends.update(part for value in node.outputs() for part in memory.parts(value))
+            depends.update(part for value, _ in _written(node) for part in memory.parts(value))
     return {memory.root(name) for name in depends}
 
 
@@ -125,7 +136,7 @@ def _schema(node: Any) -> Any:
         return None
 
 
-def _shared(node: Any) -> Iterator[str]:
+def _shared(node: Any) -> Iterator[Any]:
     """Yield the inputs whose memory an output may share."""
     schema = _schema(node)
     arguments = schema.arguments if schema is not None else []
@@ -133,7 +144,7 @@ def _shared(node: Any) -> Iterator[str]:
     for place, value in enumerate(node.inputs()):
         annotated = place < len(arguments) and arguments[place].alias_info is not None
         if annotated or containers or node.kind() in _MAY_ALIAS:
-            yield value.debugName()
+            yield value
 
 
 def _written(node: Any) -> Iterator[tuple[Any, str]]:

@@ -47,7 +47,7 @@ def shown(file: str, line: int) -> str:
 
 
 def of_stack(stack: str) -> str:
-    """Return ``file:line: text`` from a stack as text, innermost first (TorchScript) or last (torch.fx); nothing if it has none."""
+    """Return ``file:line: text`` from a stack as text, innermost first (TorchScript) or last (torch.fx); or nothing."""
     found = re.findall(r"^(.+)\((\d+)\): ", stack, re.MULTILINE) or re.findall(r'File "(.+)", line (\d+)', stack)[::-1]
     return next((shown(file, int(line)) for file, line in found if is_foreign(file)), "")
 

@@ -23,15 +23,17 @@ from rsplugins.watch.writes import Views, version
 _READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _READS_BY_NAME = {
     "is_nonzero", "_pack_padded_sequence", "to_sparse", "to_mkldnn", "_to_sparse", "set_", "set", "nonzero_static",
-    "_assert_async", "_functional_assert_async", "_assert_scalar", "_functional_assert_scalar", "_linalg_check_errors", "cholesky",
-    "linalg_eig", "sym_constrain_range",
+    "_assert_async", "_functional_assert_async", "_assert_scalar", "_functional_assert_scalar", "_linalg_check_errors",
+    "cholesky", "linalg_eig", "sym_constrain_range",
 }  # fmt: skip
 """Operations that look at values although no tag says so; the last ones fail for some values, which a ``try`` can branch on."""
 
-_ONLY_SHAPES = {
+ONLY_SHAPES = {
     "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided",
     "rand_like", "randn_like", "randint_like", "_shape_as_tensor", "sym_size", "sym_numel", "sym_stride", "sym_storage_offset",
 }  # fmt: skip
+"""Operations whose result does not depend on the values that they are given."""
+
 _CALLS = (
     "tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "_typed_storage", "__reduce_ex__",
     "__deepcopy__", "apply_", "map_", "map2_", "share_memory_", "item", "__bool__", "__int__", "__float__", "__index__",
@@ -43,7 +45,7 @@ _ATTRIBUTES = ("data", "__cuda_array_interface__")
 def _readers() -> dict[Any, str]:
     calls: dict[Any, str] = {getattr(Tensor, name): name for name in _CALLS if hasattr(Tensor, name)}
     for name in _ATTRIBUTES:
-        attribute = vars(Tensor).get(name) or vars(torch._C.TensorBase).get(name)
+        attribute: Any = vars(Tensor).get(name) or vars(torch._C.TensorBase).get(name)
         calls |= {attribute.__get__: name, attribute.__set__: name} if hasattr(attribute, "__set__") else {}
         if isinstance(attribute, property):
             calls[attribute.__get__] = name
@@ -100,9 +102,9 @@ class Memory:
             storage = tensor.untyped_storage()
         except (RuntimeError, NotImplementedError):
             return None
-        key = storage._cdata
+        key: int = storage._cdata
         if key not in self._known:
-            self._known[key] = StorageWeakRef(storage)
+            self._known[key] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         return key
 
     def made(self, tensor: Tensor, *, marked: bool) -> None:
@@ -147,10 +149,10 @@ def read(what: str) -> UsageError:
     """Return the refusal of a model that looks at pixels."""
     return UsageError(
         f"The model's forward looks at values that depend on pixels{lines.place(lines.current())}. Nothing was certified.",
-        cause=f"{what}: a branch, an index, a count or a constant made from pixels is recorded for one image, and what is certified "
-        "would be another function.",
-        fix="Write it with tensor operations (torch.where, a product with a mask), or use a certifier that runs the model itself, "
-        "such as 'gaussian'.",
+        cause=f"{what}: a branch, an index, a count or a constant made from pixels is recorded for one image, and what is "
+        "certified would be another function.",
+        fix="Write it with tensor operations (torch.where, a product with a mask), or use a certifier that runs the model "
+        "itself, such as 'gaussian'.",
     )
 
 
@@ -172,7 +174,7 @@ def restless(what: str, line: str, cause: str) -> UsageError:
     )
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation; see the module.
 
     Args:
@@ -182,7 +184,7 @@ class Operations(TorchDispatchMode):
     """
 
     def __init__(self, memory: Memory, *, exact: bool, fixed: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.exact, self.fixed = memory, exact, fixed
         self.seen: list[tuple[Any, ...]] = []
         self.places: list[str] = []
@@ -218,7 +220,7 @@ class Operations(TorchDispatchMode):
         if draws and any(not torch.equal(a, b) for a, b in zip(before, _generators(given, kwargs), strict=True)):
             cause = f"{name} draws random numbers in eval mode (F.dropout without training=self.training, say)."
             self.memory.refuse(restless("it draws random numbers", lines.current(), cause))
-        depends = bool(marked) and name not in _ONLY_SHAPES
+        depends = bool(marked) and name not in ONLY_SHAPES
         for tensor in (*tensors(result), *written):
             self.memory.made(tensor, marked=depends)
         return result

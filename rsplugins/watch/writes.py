@@ -66,11 +66,12 @@ class Views:
 
     def _is_stale(self, tensor: Tensor) -> bool:
         written = self._written.get(_memory(tensor))
-        return written is not None and self._made.get(tensor, 0) < written[0]
+        return written is not None and self._made.get(tensor, 0) < written[0]  # type: ignore[no-untyped-call]
 
 
 def _memory(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        name: int = tensor.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError):
         return 0
+    return name

@@ -120,7 +120,7 @@ def swallowed(net, x):
     try:
         x = x / (1 + (x.max() > 0.98).item())  # here
     except Exception:
-        pass
+        net.log.clear()
     return x
 
 
@@ -181,9 +181,10 @@ def by_the_mode(net, x):
 
 
 VALUES = [
-    branch, branch_on_a_float, count, item, item_of_data, a_list, numpy_round_trip, as_array, index, nonzero, masked, unique, equal,
-    allclose, membership, an_assertion, loop, repeats, a_range, text, comparison_by_python, under_no_grad, swallowed, tried, copied,
-    address, splits, only_in_a_pair, only_alone, mapped, scripted, while_traced, by_the_mode,
+    branch, branch_on_a_float, count, item, item_of_data, a_list, numpy_round_trip, as_array, index, nonzero, masked,
+    unique, equal, allclose, membership, an_assertion, loop, repeats, a_range, text, comparison_by_python,
+    under_no_grad, swallowed, tried, copied, address, splits, only_in_a_pair, only_alone, mapped, scripted,
+    while_traced, by_the_mode,
 ]  # fmt: skip
 
 
