@@ -191,7 +191,10 @@ def check_margins(method, parameters, allow, kind):
         found = margins(method, **parameters)
     assert hardware.shortened == 0
     assert torch.equal(found, plain)
-    assert (found - exact).abs().max() < 1e-5 * (1 + exact.abs().max())
+    if method == "etb":  # an estimate, which may lie on either side
+        assert (found - exact).abs().max() < 1e-5 * (1 + exact.abs().max())
+    else:
+        assert (found <= exact).all()
 
 
 @lirpa

@@ -54,7 +54,7 @@ def _two_values() -> NoBoundError:
 
 def _float64(constant: Any) -> Tensor:
     if isinstance(constant, Tensor):
-        return constant.detach().to("cpu", torch.float64)
+        return constant.detach().cpu().double()
     return torch.tensor(float(constant), dtype=torch.float64)
 
 

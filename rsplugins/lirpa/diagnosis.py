@@ -53,7 +53,8 @@ def unsupported(
         hint = operators.hint(operation) if isinstance(operators, Hinting) else ""
         return ParameterError(
             f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
-            cause=f"this release of auto-LiRPA lacks the operator, and no plugin brings it for this method. It said: {_said(cause)}",
+            cause="this release of auto-LiRPA lacks the operator, and no plugin brings it for this method. "
+            f"It said: {_said(cause)}",
             fix=hint
             or f"{nearest_supported(operation, layer)} A plugin may bring the operator through rsplugins_bound_operators.",
         )

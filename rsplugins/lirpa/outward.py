@@ -172,8 +172,14 @@ def plain_convolutions(dtype: torch.dtype, outward: bool) -> Iterator[None]:
     if not outward or dtype is not torch.float32:
         yield
         return
-    with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
-        yield
+    cudnn = torch.backends.cudnn  # set by name: cudnn.flags(...) would also set allow_tf32, to its own default
+    before = cudnn.enabled
+    cudnn.enabled = False
+    try:
+        with torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        cudnn.enabled = before
 
 
 class Outward:

@@ -177,7 +177,7 @@ def _say_resumed(shown: Progress, title: str, own: Sequence[int], todo: Sequence
 
 
 def _kept(title: str, directory: Path, own: Sequence[int]) -> str:
-    todo = _owed(directory, own)
+    todo = _owed(read_files(directory), own)
     begins = f", with input {todo[0]}" if todo else ""
     return f"{title}: {len(own) - len(todo)} of {len(own)} inputs are kept in {directory}; the same command goes on there{begins}"
 

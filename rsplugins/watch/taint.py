@@ -197,7 +197,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
-        kwargs = kwargs or {}
+        # Our own look at tensors is none of the model's calls (TorchScript comes here with its modes still on).
+        with torch._C.DisableTorchFunction():
+            return self._operation(func, args, kwargs or {})
+
+    def _operation(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         given = list(tensors((args, kwargs)))
         marked = [tensor for tensor in given if self.memory.depends(tensor)]
         if not isinstance(func, torch._ops.OpOverload):

@@ -76,7 +76,14 @@ def test_the_example_of_the_issue_is_refused():
         rsplugins.certify(wrapped(forms.branch), torch.full((1, *SIZE), 0.95), "ibp")
 
 
-NOT_BY_FX = (forms.shape_branch, forms.shape_assertion, forms.of_a_parameter, forms.by_a_mask, forms.counted_only)
+NOT_BY_FX = (
+    forms.shape_branch,
+    forms.shape_assertion,
+    forms.of_a_parameter,
+    forms.by_a_mask,
+    forms.counted_only,
+    forms.type_branch,
+)
 """torch.fx cannot trace a question about a shape, or the rules have no bound for it."""
 
 
