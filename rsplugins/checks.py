@@ -243,3 +243,10 @@ def layer_name(name: str, layer: nn.Module) -> str:
     """Return ``"'layer1.0.conv1' (Conv2d)"`` for a layer of a Classifier."""
     # Inside a Classifier the network is called `module`; the user knows its layers without that.
     return f"{name.removeprefix('module.') or 'the model itself'!r} ({type(layer).__name__})"
+
+
+def named_layer(name: str, layer: nn.Module) -> str:
+    """Return :func:`layer_name` for a layer of a function that this package makes of a Classifier, or of one itself."""
+    # Inside these functions the network is called `classifier` and `module`.
+    name = name.removeprefix("classifier").removeprefix(".")
+    return layer_name("" if name == "module" else name, layer)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rsplugins import checks, doubts
+from rsplugins.double import arrived
 from rsplugins.errors import OutputValueError, ParameterError, UsageError
 
 ChannelValues = float | Sequence[float] | Tensor
@@ -119,15 +120,17 @@ class Classifier(nn.Module):
             any_size: allow another size than ``input_size``, for certifiers that cut windows of that size out of the images.
 
         Raises:
-            InputValueError: not a floating tensor, wrong shape or channel order, not finite, or outside [0, 1].
+            InputValueError: not a floating tensor, wrong shape or channel order, not finite, or outside [0, 1]; float64 where
+                the model's device has none.
             OutputValueError: when the model, run to learn ``num_classes``, does not return logits.
         """
         checks.check_shape(x, None if any_size else self.input_size, self._channels())
         checks.check_values(x)
+        first = arrived(x[:1], self.device)
         if self.num_classes is None and len(x) > 0 and not any_size:
-            self.num_classes = self._probe(x[:1])
+            self.num_classes = self._probe(first)
         if len(x) > 0 and not any_size:
-            self._doubt(x[:1])
+            self._doubt(first)
 
     def _doubt(self, x: Tensor) -> None:
         """Warn once where mean and std are given for a network that normalises by itself."""

@@ -23,7 +23,8 @@ class OnMps(torch.Tensor):
         if held.dtype in (torch.float64, torch.complex128):
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
         kept = {"dtype": held.dtype, "device": DEVICE, "strides": held.stride(), "storage_offset": held.storage_offset()}
-        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, requires_grad=False, **kept)
+        with torch.inference_mode(held.is_inference()):  # a view of a tensor from outside that mode is none of the mode's
+            made = torch.Tensor._make_wrapper_subclass(cls, held.shape, requires_grad=False, **kept)
         made.held = held
         return made
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import rsplugins
 from rsplugins.double import bring, brought, double, has_double
-from rsplugins.errors import InputValueError
+from rsplugins.errors import InputValueError, UsageError
 from rsplugins.host import get_host
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -85,6 +85,36 @@ def test_certifiers_run_where_there_is_no_float64_as_on_the_cpu(name, monkeypatc
     assert [one.radius for one in found] == pytest.approx([one.radius for one in expected], rel=1e-5)
 
 
-def test_float64_images_are_refused_in_words_where_there_is_no_float64(monkeypatch):
+class Scaled(nn.Module):
+    """Multiplies by constants that are made anew in each pass, whose values are compared between passes."""
+
+    def __init__(self, mixes):
+        super().__init__()
+        self.last, self.mixes = nn.Linear(108, 3), mixes
+
+    def forward(self, x):
+        x = x.flatten(1) * (2.0 * torch.ones(108, device=x.device))
+        return self.last(x - x.mean(0) if self.mixes else x)
+
+
+def scaled(mixes=False):
+    torch.manual_seed(0)
+    return rsplugins.wrap(Scaled(mixes), input_size=(3, 6, 6))
+
+
+def test_constants_of_a_forward_are_compared_where_there_is_no_float64(monkeypatch):
+    expected = rsplugins.certify(scaled(), IMAGES, "ibp", norm="linf")
+    with pretended(monkeypatch):
+        found = rsplugins.certify(to_mps(scaled()), IMAGES, "ibp", norm="linf")
+    assert [one.radius for one in found] == pytest.approx([one.radius for one in expected], rel=1e-5)
+
+
+def test_mixed_images_are_found_where_there_is_no_float64(monkeypatch):
+    with pretended(monkeypatch), pytest.raises(UsageError, match="first at layer 'last'"):
+        rsplugins.certify(to_mps(scaled(mixes=True)), IMAGES, "gaussian", n=300, n0=50)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian-soft"])
+def test_float64_images_are_refused_in_words_where_there_is_no_float64(name, monkeypatch):
     with pretended(monkeypatch), pytest.raises(InputValueError, match=r"images.float\(\)"):
-        rsplugins.certify(to_mps(network()), IMAGES.double(), "gaussian", n=300, n0=50)
+        rsplugins.certify(to_mps(network()), IMAGES.double(), name, n=300, n0=50)

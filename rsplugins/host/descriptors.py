@@ -107,6 +107,8 @@ class DatasetDescriptor(Descriptor):
 class BoundOperatorDescriptor(Descriptor):
     """An auto-LiRPA operator: the factory is a Bound class, applied through ``custom_ops`` of one BoundedModule.
 
+    One that is not elementwise has to say its rounding, by ``interval_rounding`` and ``linear_rounding``: see docs/hooks.md.
+
     Attributes:
         operator: the ONNX name it bounds, such as ``"onnx::Elu"``; where auto-LiRPA has bounds of its own, these replace them.
         guarantee: of the bounds it computes. Certifiers with a guarantee take DETERMINISTIC ones only.

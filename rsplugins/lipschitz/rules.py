@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsplugins.errors import UsageError
 from rsplugins.lipschitz import windows
 from rsplugins.lipschitz.activations import OPTIONS, SLOPES
 from rsplugins.lipschitz.arguments import Call, Shape
@@ -17,13 +16,10 @@ from rsplugins.lipschitz.arguments import NoBoundError as NoBoundError  # rules 
 from rsplugins.lipschitz.convolution import Convolution, _each, resolve_padding
 from rsplugins.lipschitz.joins import channels_second
 from rsplugins.lipschitz.norms import up
+from rsplugins.lipschitz.tracing import UnsupportedLayerError as UnsupportedLayerError
 from rsplugins.lipschitz.values import Dense, Fixed, Scale, Value, outward
 
 Rule = Callable[[Call], Value]
-
-
-class UnsupportedLayerError(UsageError):
-    """A layer without a sound Lipschitz bound; the fix names a cut before it."""
 
 
 def _float64(value: Any) -> Tensor:

@@ -26,6 +26,10 @@ _SHAPE_FUNCTIONS = {"size", "dim", "numel", "ndimension", "element_size"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
 
 
+class UnsupportedLayerError(UsageError):
+    """A layer without a sound Lipschitz bound; the fix names a cut before it where one helps."""
+
+
 class Preprocess(nn.Module):
     """The Classifier's resizing and normalisation as a layer."""
 
@@ -327,10 +331,20 @@ def _drop_unused(traced: Traced) -> None:
 
 
 def _lost(traced: Traced, node: fx.Node) -> UsageError:
+    line = lines.of_stack(node.stack_trace or "")
+    if node.kwargs.get("out") is not None:
+        name = getattr(node.target, "__name__", node.target)
+        return UnsupportedLayerError(
+            f"Layer {traced.path(node)!r} ({name}) has no sound Lipschitz bound: {name} is called with out=a tensor"
+            f"{lines.place(line)}. Nothing was certified.",
+            cause="a trace keeps one tensor for the writes of all calls, or none of what reads it afterwards.",
+            fix=f"Use what {name} returns, without out=.",
+        )
     return UsageError(
-        f"What torch.fx traces without a write in place differs from the whole network: "
-        f"{lines.of_stack(node.stack_trace or '') or traced.path(node)}. Nothing was certified.",
-        cause="forward changes a tensor in place and does not use what the call returns, so that it is in no path to the logits.",
+        f"What torch.fx traces without a write in place differs from the whole network: {line or traced.path(node)}. "
+        "Nothing was certified.",
+        cause="forward changes a tensor in place that outlives the call, or does not use what the call returns, so that it is in "
+        "no path to the logits.",
         fix="Write it out of place: h = h - g for h.sub_(g).",
     )
 

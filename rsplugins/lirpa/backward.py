@@ -5,6 +5,11 @@ CROWN walks back from a row of outputs with :math:`A z_k + b` as its bound in th
 :math:`\gamma_n |A| (|W| |z_{k-1}|)`, and :math:`|z|` is known: intervals bound it. So each node adds its own share, with the
 magnitude that :mod:`rsplugins.lirpa.outward` has for the same node, and the input adds that of the last product. The walk's own
 additions, at most one for each node of the graph in a chain of them, are counted with every share.
+
+An operator that comes from elsewhere may say its own: ``linear_rounding(size, *sizes)``, called after ``bound_backward``, gets
+the sizes of its outputs and inputs over the region and returns :math:`v`, of the shape of its outputs, such that the bound of
+:math:`A y` by its rows and constant is off by at most :math:`|A| v`. Without it, an elementwise operator is given 64 units in
+the last place of 1 + the sizes of its outputs, of its inputs and of its inputs times their slopes. Any other is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +22,20 @@ from torch import Tensor
 
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.outward import EXACT, FUNCTIONS, STRUCTURAL, SUMS, Outward, error, kind, size, value_of
+from rsplugins.lirpa.outward import (
+    EXACT,
+    FUNCTIONS,
+    STRANGERS,
+    STRUCTURAL,
+    SUMS,
+    Outward,
+    declared,
+    error,
+    kind,
+    size,
+    unknown,
+    value_of,
+)
 
 bridge_auto_lirpa()
 from auto_LiRPA.patches import Patches  # noqa: E402
@@ -86,6 +104,8 @@ class OutwardLinear:
     def _share(self, node: Any, rows: Any, before: Sequence[Any]) -> Tensor:
         """Return what a node's step adds, (B, S): ``rows`` arrive at it, ``before`` leave for its inputs."""
         name = kind(node)
+        if not name or hasattr(node, "linear_rounding"):
+            return self._strangers_share(node, rows, before)
         if name in SUMS or name == "Div":
             return weighed(node, rows, self._sum_vector(node, name))
         if name == "Relu":
@@ -96,7 +116,7 @@ class OutwardLinear:
         reach = self._size(node)
         if name in STRUCTURAL:
             return weighed(node, rows, error(self._additions, reach))
-        if name in FUNCTIONS or name in EXACT or _is_elementwise(node, reach):
+        if name in FUNCTIONS or name in EXACT:
             # A relaxation k z + b touches its function in the interval: b is no larger than the function there and k z.
             found = weighed(node, rows, error(self._count(reach), 1 + 2 * reach))
             for parent, leaving in zip(node.inputs, before, strict=False):
@@ -105,6 +125,25 @@ class OutwardLinear:
                     found = found + weighed(parent, leaving, error(self._count(entering), 4 * entering))
             return found
         raise _unknown(node)
+
+    def _strangers_share(self, node: Any, rows: Any, before: Sequence[Any]) -> Tensor:
+        reach, sizes = self._size(node), [self._size(parent) for parent in node.inputs]
+        varying = [(parent, part) for parent, part in zip(node.inputs, sizes, strict=True) if parent.perturbed]
+        if hasattr(node, "linear_rounding"):
+            count = self._additions
+            own = declared(node, "linear_rounding", reach, reach, *sizes) + error(count, reach)
+        elif self._outward.elementwise.get(node.name, False) and all(part.shape == reach.shape for _, part in varying):
+            # As for a relaxation of auto-LiRPA's. A line that meets its function nowhere has a larger b, but by no more than it
+            # is loose, of which rounding is a small part.
+            count = STRANGERS + self._count(reach)
+            own = error(count, 1 + 2 * reach + sum(part for _, part in varying))
+        else:
+            raise _unknown(node)
+        found = weighed(node, rows, own)
+        for parent, leaving in zip(node.inputs, before, strict=False):
+            if leaving is not None and parent.perturbed:
+                found = found + weighed(parent, leaving, error(count, 4 * self._size(parent)))
+        return found
 
     def _sum_vector(self, node: Any, name: str) -> Tensor:
         sizes = [self._size(parent) for parent in node.inputs]
@@ -172,14 +211,5 @@ def weighed(node: Any, rows: Any, vector: Tensor) -> Tensor:
     return found.transpose(0, 1).flatten(1)
 
 
-def _is_elementwise(node: Any, reach: Tensor) -> bool:
-    return kind(node) == "" and all(parent.output_shape == reach.shape for parent in node.inputs if parent.perturbed)
-
-
 def _unknown(node: Any) -> ParameterError:
-    return ParameterError(
-        f"The rounding of the linear bounds of operator {type(node).__name__} is not known. Nothing was certified.",
-        cause="claims are made of bounds that are rounded outward, and its arithmetic is not in the table of "
-        "rsplugins.lirpa.backward.",
-        fix="Use ibp.",
-    )
+    return unknown(node, "linear bounds", "linear_rounding(size, *sizes)", "ibp")

@@ -30,7 +30,7 @@ OUTWARD = "outward"
 left to the slack."""
 
 
-OPERATORS = "bounds of {operators}, as the plugin promises"
+OPERATORS = "bounds of {operators}{rounded}, as the plugin promises"
 
 
 def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
@@ -81,7 +81,8 @@ def bounds_claim(
     """
     logits, dtype = evidence["logits"], dtype or parameters.get("precision") or parameters["dtype"]
     found = [entry for entry in (evidence["certified"], evidence["refuted"]) if entry is not None]
-    rounded = ", rounded outward," if evidence.get("rounding") == OUTWARD else ""
+    outward = evidence.get("rounding") == OUTWARD
+    rounded, promised = (", rounded outward,", ", their rounding included") if outward else ("", "")
     radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
     return Claim(
         prediction=logits.index(max(logits)),
@@ -93,7 +94,7 @@ def bounds_claim(
         assumptions=(
             ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype], rounded=rounded),
             *((CLIPPED,) if parameters.get("clip") else ()),
-            *(OPERATORS.format(operators=each) for each in evidence.get("operators", ())),
+            *(OPERATORS.format(operators=each, rounded=promised) for each in evidence.get("operators", ())),
         ),
     )
 

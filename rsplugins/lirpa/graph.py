@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
+from rsplugins.double import bring
 from rsplugins.errors import CheckpointError, ParameterError, RspluginsError, UsageError
 from rsplugins.lirpa.bridge import Operators, quiet, traced
 from rsplugins.lirpa.diagnosis import BATCHES, agree, batch_error, images_like, trace_is_free, unsupported
@@ -96,7 +97,7 @@ def check_deployed(module: nn.Module, example: Tensor) -> None:
     """
     check_module(module)
     like = next((tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()), example)
-    check_function(module, example.to(like))
+    check_function(module, bring(example, like.device, like.dtype))
 
 
 def check_slopes(module: nn.Module, graph: Any) -> None:

@@ -205,7 +205,9 @@ class BoundNetwork:
         upper: bool,
     ) -> tuple[Tensor, Tensor | None]:
         images = bring(images, self.device, self.dtype)
-        radius = bring(torch.as_tensor(eps), self.device, self.dtype).expand(len(images))
+        # A number by way of float64: in torch's default dtype, 0.01 is less than itself, and so would be the ball.
+        radius = eps if isinstance(eps, Tensor) else torch.tensor(eps, dtype=torch.float64)
+        radius = bring(radius, self.device, self.dtype).expand(len(images))
         if not bool((radius >= 0).all()):
             raise ParameterError(f"eps is {float(radius.min()):g}; expected a number of at least 0.")
         specification = None if specification is None else bring(specification, self.device, self.dtype)

@@ -131,11 +131,11 @@ def bound_class(entry: Entry) -> type:
     if entry.distribution == PROJECT:
         return factory
     estimate = getattr(entry.descriptor, "guarantee", None) is not Guarantee.DETERMINISTIC
-    body: dict[str, Any] = {name: _blamed(factory, name, entry) for name in ("__init__", *_METHODS)}
+    body: dict[str, Any] = {name: _blamed(factory, name, entry) for name in _METHODS if hasattr(factory, name)}
     return type(factory.__name__, (factory,), {**body, "__module__": factory.__module__, "estimate": estimate, "stranger": True})
 
 
-_METHODS = ("forward", "interval_propagate", "bound_backward")
+_METHODS = ("__init__", "forward", "interval_propagate", "bound_backward", "interval_rounding", "linear_rounding")
 
 
 def _blamed(factory: type, name: str, entry: Entry) -> Callable[..., Any]:

@@ -152,6 +152,9 @@ FUNCTIONS = dict.fromkeys(
 
 The second is for where the argument's period is counted."""
 
+STRANGERS = 128
+"""Roundings that an operator of a plugin is given: 64 units in the last place of 1 + the sizes of its outputs and inputs."""
+
 _SOFTPLUS_JUMP = 3e-9
 """torch's softplus is x above 20, below its value at 20: at the jump it is not monotonic."""
 
@@ -187,7 +190,8 @@ class Outward:
 
     An operator that comes from elsewhere may say its own bound: ``interval_rounding(low, high, *intervals)`` returns what its
     ends are off by at most, elementwise. Without it an elementwise operator is given 64 units in the last place of 1 + its own
-    and its inputs' size, and any other is refused. One with ``rounds_itself`` gets this object as ``outward``, and widens itself.
+    and its inputs' size, and any other is refused: each output has to be made from the inputs at its place alone, as values
+    within the intervals show. One with ``rounds_itself`` gets this object as ``outward``, and widens itself.
 
     Args:
         graph: auto-LiRPA's BoundedModule.
@@ -199,6 +203,8 @@ class Outward:
         """Whether anything is rounded outward now; otherwise intervals are what floating point gives."""
         self.sizes: dict[str, Tensor] = {}
         """Of each node's interval in the last pass, for those who bound linear bounds."""
+        self.elementwise: dict[str, bool] = {}
+        """Whether an operator from elsewhere is, as far as any pass has shown."""
         for node in graph._modules.values():
             if getattr(node, "rounds_itself", False):
                 node.outward = self
@@ -250,8 +256,22 @@ class Outward:
             shift = shift + (_SOFTPLUS_JUMP if name == "Softplus" else 0.0)
             below, above = (error(_ULPS, end.abs()) + shift for end in found)
             return below, above
-        both = _stranger_error(node, name, intervals, found)
+        both = self._stranger_error(node, name, intervals, found)
         return both, both
+
+    def _stranger_error(self, node: Any, name: str, intervals: Sequence[Any], found: Bounds) -> Tensor:
+        perturbed = [interval for parent, interval in zip(node.inputs, intervals, strict=True) if parent.perturbed]
+        if not name:
+            known = self.elementwise.get(node.name, True)
+            self.elementwise[node.name] = known and _is_elementwise(node, intervals, found[0].shape)
+        if hasattr(node, "interval_rounding"):
+            return declared(node, "interval_rounding", found[0], *found, *intervals)
+        if name or not self.elementwise[node.name]:
+            raise unknown(node, "bounds", "interval_rounding(low, high, *intervals)", "another method")
+        total = 1 + size(found)
+        for interval in perturbed:
+            total = total + size(interval)
+        return error(STRANGERS, total)
 
     def sum_error(self, node: Any, sizes: Sequence[Tensor], rows: Tensor | None = None, roundings: int = 0) -> Tensor:
         """Return the error of a node of :data:`SUMS`, given its inputs' sizes.
@@ -360,24 +380,69 @@ def _quotient(numerator: Any, denominator: Any) -> Bounds:
     return corners.amin(0), corners.amax(0)
 
 
-def _stranger_error(node: Any, name: str, intervals: Sequence[Any], found: Bounds) -> Tensor:
-    declared = getattr(node, "interval_rounding", None)
-    if declared is not None:
-        result: Tensor = declared(*found, *intervals)
-        return result
-    perturbed = [interval for parent, interval in zip(node.inputs, intervals, strict=True) if parent.perturbed]
-    if name or np.broadcast_shapes(*(low.shape for low, _ in perturbed)) != found[0].shape:
-        raise ParameterError(
-            f"The rounding of the bounds of operator {type(node).__name__} is not known. Nothing was certified.",
-            cause="claims are made of bounds that are rounded outward, and its arithmetic is not in the table of "
-            "rsplugins.lirpa.outward.",
-            fix="Give the operator a method interval_rounding(low, high, *intervals) that bounds its rounding error, or use "
-            "another method.",
+def _is_elementwise(node: Any, intervals: Sequence[Any], shape: torch.Size) -> bool:
+    """Whether outputs come from the inputs at their own places alone, as far as values within the intervals show."""
+    places = [place for place, parent in enumerate(node.inputs) if parent.perturbed]
+    try:
+        if np.broadcast_shapes(*(intervals[place][0].shape for place in places)) != shape:
+            return False
+    except ValueError:
+        return False
+    for place in places:
+        values = [low for low, _ in intervals]
+        low, high = (end.contiguous() for end in intervals[place])
+        chosen = (torch.rand(low.shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(low.device)
+        at_low, at_high, at_both = (
+            node.forward(*values[:place], value, *values[place + 1 :]) for value in (low, high, torch.where(chosen, low, high))
         )
-    total = 1 + size(found)
-    for interval in perturbed:
-        total = total + size(interval)
-    return error(64, total)
+        expected = torch.where(chosen, at_low, at_high)
+        if bool(((at_both - expected).abs() > error(STRANGERS, 1 + expected.abs())).any()):
+            return False
+    return True
+
+
+def declared(node: Any, name: str, like: Tensor, *arguments: Any) -> Tensor:
+    """Return what an operator says of its own rounding, in the shape of what is rounded.
+
+    Raises:
+        ParameterError: it is no error bound of that shape.
+    """
+    found = getattr(node, name)(*arguments)
+    try:
+        found = found.to(like).expand_as(like)
+        good = bool((found >= 0).all())
+    except (AttributeError, RuntimeError):
+        good = False
+    if not good:
+        raise ParameterError(
+            f"{name} of operator {type(node).__name__} returns no bound of its rounding error. Nothing was certified.",
+            cause=f"it has to return numbers from 0 up, a tensor that expands to the shape of the outputs, {tuple(like.shape)}.",
+            fix="Correct the operator.",
+        )
+    result: Tensor = found
+    return result
+
+
+def unknown(node: Any, bounds: str, method: str, other: str) -> ParameterError:
+    """Return the refusal of an operator whose rounding is not known.
+
+    Args:
+        node: of the graph.
+        bounds: which of its bounds.
+        method: by which an operator from elsewhere can say it, with its arguments.
+        other: what to use instead.
+    """
+    own = kind(node)
+    return ParameterError(
+        f"The rounding of the {bounds} of operator {type(node).__name__} is not known. Nothing was certified.",
+        cause="claims are made of bounds that are rounded outward, and "
+        + (
+            "its arithmetic is in no table."
+            if own
+            else "an operator of a plugin that does not make each output from the input at its place alone has to say its own."
+        ),
+        fix=f"Use {other}." if own else f"Give it a method {method} that bounds its rounding error, or use {other}.",
+    )
 
 
 def _inexact(node: Any) -> ParameterError:

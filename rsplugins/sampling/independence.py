@@ -21,8 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rsplugins.checks import named_layer
+from rsplugins.double import double
 from rsplugins.errors import UsageError
-from rsplugins.sampling.state import Seen, Watch, changed, generators, named_layer
+from rsplugins.sampling.state import Seen, Watch, changed, generators
 from rsplugins.sampling.tuning import is_out_of_memory
 from rsplugins.watch import check_each_alone
 
@@ -165,7 +167,7 @@ class Guard:
         dtypes = [self._logits.dtype, *([self._coarsest] if self._coarsest else []), *_dtypes(self._function)]
         coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         self._tolerance = Tolerance.of(coarsest, self._device, compiled=self._compiled)
-        self._logits = self._logits.double()
+        self._logits = double(self._logits)
 
     def _try_small(self, size: int) -> None:
         try:
@@ -182,7 +184,7 @@ class Guard:
         self._run(self._noisy(size))  # what a model computes once for a shape, such as a table of positions, it may keep
         self._state, before = self._watch.look(), generators(self._device)
         trials = list(islice(self._trials(size), groups))
-        alone = self._one_by_one(self._targets).double() if groups is None else self._logits
+        alone = double(self._one_by_one(self._targets)) if groups is None else self._logits
         self._compare_state(self._state, self._watch.look())
         drawn = changed(before, generators(self._device))
         if drawn:
@@ -193,7 +195,7 @@ class Guard:
             self._judge(trial, size)
         if not len(self._again) or size == SMALL[-1]:
             self._again = trials[0].batches[0]
-            self._expected = self._run(self._again.clone()).double()
+            self._expected = double(self._run(self._again.clone()))
 
     def _trials(self, size: int) -> Iterator[_Trial]:
         share = max(1, size // 2)
@@ -251,10 +253,10 @@ class Guard:
     def _rows(self, batch: Tensor, places: Tensor) -> Tensor:
         # On a copy: a model may write on what it is given.
         logits = self._run(batch.clone())
-        return logits[places.to(logits.device)].double()
+        return double(logits[places.to(logits.device)])
 
     def _same(self, found: Tensor, expected: Tensor, tolerance: float) -> bool:
-        return torch.allclose(found.double(), expected.double(), rtol=0.0, atol=tolerance * self._scale, equal_nan=True)
+        return torch.allclose(double(found), double(expected), rtol=0.0, atol=tolerance * self._scale, equal_nan=True)
 
     def _gap(self, found: Tensor, expected: Tensor) -> float:
         gap = float((found - expected).abs().nan_to_num(torch.inf).max())
@@ -315,7 +317,7 @@ def _outputs(module: nn.Module, run: Forward, batch: Tensor, places: Tensor) -> 
         def after(layer: nn.Module, _: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() and len(output) == len(batch) and output.is_floating_point():
                 said = named_layer(name, layer)
-                found.append((said, output[places.to(output.device)].double()))
+                found.append((said, double(output[places.to(output.device)])))
 
         return after
 

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rsplugins.certifier import Certifier
-from rsplugins.checks import layer_name
+from rsplugins.checks import named_layer
 from rsplugins.classifier import checksum
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
@@ -124,13 +123,6 @@ def generators(device: torch.device) -> Seen:
 _ABSENT = ("absent",)
 
 
-def named_layer(name: str, layer: nn.Module) -> str:
-    """Return the words for a layer of a sampled function."""
-    # Inside the functions of this package the network is called `classifier` and `module`.
-    name = name.removeprefix("classifier").removeprefix(".")
-    return layer_name("" if name == "module" else name, layer)
-
-
 def _tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from layer.named_parameters(recurse=False, remove_duplicate=False)
     yield from layer.named_buffers(recurse=False, remove_duplicate=False)
@@ -149,7 +141,9 @@ def _is_known(thing: Any) -> bool:
 
 def _is_engine(thing: Any) -> bool:
     """Whether something is a certifier or a part of this package, which keeps books of its own while a model is sampled."""
-    return isinstance(thing, Certifier) or type(thing).__module__.partition(".")[0] == "rsplugins"
+    loaded = sys.modules.get("rsplugins.certifier")  # not imported: it needs pydantic, which a machine for training may lack
+    by_plugin = loaded is not None and isinstance(thing, loaded.Certifier)
+    return by_plugin or type(thing).__module__.partition(".")[0] == "rsplugins"
 
 
 class _Found:

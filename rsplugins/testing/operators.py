@@ -231,12 +231,12 @@ def _network(subject: _Subject) -> str:
         module = nn.Sequential(*inner, layer, nn.Flatten(), nn.Linear(width, 3).double()).eval()
         image = torch.full((1, 1, 2, 3), 0.5, dtype=torch.float64)
         try:
-            network = BoundNetwork(module, image, operators={subject.descriptor.operator: subject.operator})
+            network = BoundNetwork(module, image, operators={subject.descriptor.operator: subject.operator}, dtype=image.dtype)
             low, high = network.bounds(image, 0.2, norm=Norm.LINF, method=method)
         except ParameterError as error:
             if "are wrong" in error.what and subject.sound:
                 raise BrokenContractError(error.what) from None
-            said.append(f"{method} refused")
+            said.append(f"{method} refused: {error.what}")
             continue
         assert high is not None
         low, high = low.detach(), high.detach()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.classifier import Classifier
+from rsplugins.double import bring
 from rsplugins.errors import UsageError
 from rsplugins.training.hooks import Batch, Hooks
 from rsplugins.training.inputs import hard
@@ -179,7 +180,8 @@ class Engine:
         self.updates = state["updates"]
         # The sums are those of all ranks: one takes them, and the others begin at 0.
         own = 1 if self.ranks.is_first else 0
-        self.sums = {name: own * value.to(self.device) for name, value in state["sums"].items()}
+        dtype = self.sums["loss"].dtype  # another one than was saved where the run began on another kind of device
+        self.sums = {name: own * bring(value, self.device, dtype) for name, value in state["sums"].items()}
         self.hooks.load_state(state["hooks"])
 
     def _keep_precision(self, began: str | None) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rsplugins.checks import named_layer
+from rsplugins.double import bring
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
 from rsplugins.watch.source import Code
 from rsplugins.watch.state import changed, reachable, snapshot
-from rsplugins.watch.taint import Memory, Operations, Readings, read, restless, tensors
+from rsplugins.watch.taint import INSTEAD, Memory, Operations, Readings, read, restless, tensors
 from rsplugins.watch.writes import lost
 
 _QUESTIONS = ("is_tracing", "is_grad_enabled", "is_inference_mode_enabled", "_get_tracing_state", "Proxy", "_getframe")
@@ -48,7 +50,7 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
         raise _asks(asked)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand((5, *example.shape[1:]), generator=generator, dtype=torch.float64)
-    drawn = drawn.to(example.device, example.dtype)
+    drawn = bring(drawn, example.device, example.dtype)
     first, second, single = drawn[:2], drawn[2:4], drawn[4:]
     memory = Memory(_lasting(module))
     with kept_generators(example.device), _plain_code():
@@ -88,12 +90,19 @@ def check_each_alone(module: nn.Module, images: Tensor) -> None:
     except UsageError:
         if memory.finding is None:
             return
-        raise UsageError(
-            memory.finding.what,
-            cause="a branch, an index, a count or a constant is made from the values of a whole batch, so that images decide for "
-            "each other.",
-            fix="Write it with tensor operations that treat each image by itself (torch.where, a product with a mask).",
-        ) from None
+        raise _of_a_batch(memory.finding) from None
+
+
+def _of_a_batch(found: UsageError) -> UsageError:
+    """Return a refusal in words for a certifier that runs the model itself, on batches."""
+    if not found.fix.endswith(INSTEAD):  # a state or chance, which is as wrong there
+        return found
+    return UsageError(
+        found.what,
+        cause="a branch, an index, a count or a constant is made from the values of a whole batch, so that images decide for "
+        "each other.",
+        fix="Write it with tensor operations that treat each image by itself (torch.where, a product with a mask).",
+    )
 
 
 def _asks(line: str) -> UsageError:
@@ -104,11 +113,13 @@ def _asks(line: str) -> UsageError:
     )
 
 
-def _lasting(module: nn.Module) -> Iterator[Tensor]:
-    yield from itertools.chain(module.parameters(), module.buffers())
-    for layer in module.modules():
-        for value in vars(layer).values():
-            yield from tensors(value)
+def _lasting(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in module.named_modules():
+        said = named_layer(name, layer)
+        own = {"parameter": layer._parameters, "buffer": layer._buffers, "attribute": vars(layer)}
+        for kind, values in own.items():
+            for key, value in values.items():
+                yield from ((f"{kind} {key!r} of {said}", tensor) for tensor in tensors(value))
 
 
 def _watched(module: nn.Module, images: Tensor, memory: Memory, exact: bool, fixed: bool, views: bool) -> Operations | None:
@@ -139,8 +150,9 @@ def _watched(module: nn.Module, images: Tensor, memory: Memory, exact: bool, fix
     stale = readings.views.line_of([t for t in tensors(output) if memory.depends(t)]) if readings.lost is None else readings.lost
     if views and stale is not None:
         raise lost(stale)
-    if _drawn() != before:
-        raise restless("it draws random numbers", "", "random, numpy.random or a generator of torch is used in eval mode.")
+    drawn = [said for said, state in _drawn().items() if before[said] != state]
+    if drawn:
+        raise restless(f"it draws from {drawn[0]}", "", "random, numpy.random or torch's generator is used in eval mode.")
     if exact:
         operations.exact = False
         operations.seen.append(("output", *("pixels" if memory.depends(t) else repr(t) for t in tensors(output))))
@@ -185,9 +197,13 @@ def _check_state(module: nn.Module, before: dict[str, Any], after: dict[str, Any
         raise restless(f"each call changes {name}", line, "forward counts, collects or caches something between calls.")
 
 
-def _drawn() -> tuple[Any, ...]:
+def _drawn() -> dict[str, Any]:
     numbers = np.random.get_state()
-    return random.getstate(), numbers[1].tobytes(), numbers[2:], torch.get_rng_state().numpy().tobytes()  # type: ignore[index]
+    return {
+        "the random generator of Python": random.getstate(),
+        "the random generator of numpy": (numbers[1].tobytes(), numbers[2:]),  # type: ignore[index]
+        "the random generator of torch": torch.get_rng_state().numpy().tobytes(),
+    }
 
 
 @contextmanager

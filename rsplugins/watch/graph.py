@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsplugins.double import bring
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
 from rsplugins.watch.function import kept_generators
@@ -36,7 +37,7 @@ def check_trace(module: nn.Module, pair: Tensor) -> None:
         UsageError: naming the line of the model's code.
     """
     generator = torch.Generator().manual_seed(1)
-    other = torch.rand(pair.shape, generator=generator, dtype=torch.float64).to(pair)
+    other = bring(torch.rand(pair.shape, generator=generator, dtype=torch.float64), pair.device, pair.dtype)
     with kept_generators(pair.device):
         try:
             graph = _graph(module, pair)

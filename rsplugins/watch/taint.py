@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rsplugins.double import double
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
 from rsplugins.watch.writes import Views, version
@@ -73,7 +74,7 @@ def digest(tensor: Tensor) -> tuple[Any, ...]:
     kind = (tuple(tensor.shape), str(tensor.dtype))
     try:
         numbers = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        numbers = numbers.detach().to(torch.float64).flatten()
+        numbers = double(numbers.detach()).flatten()
         weights = torch.arange(1, len(numbers) + 1, device=numbers.device, dtype=torch.float64).sin_()
         return *kind, repr(float(numbers.sum())), repr(float(numbers @ weights))
     except (RuntimeError, NotImplementedError):  # no dense numbers: a sparse or quantised constant
@@ -83,17 +84,24 @@ def digest(tensor: Tensor) -> tuple[Any, ...]:
 class Memory:
     """Which memory holds what depends on pixels, over several passes.
 
+    Args:
+        lasting: the model's own tensors, by the words for them.
+
     Attributes:
         round: number of the pass that is running.
         finding: the first refusal, kept because the model may swallow it.
     """
 
-    def __init__(self, lasting: Iterable[Tensor]) -> None:
+    def __init__(self, lasting: Iterable[tuple[str, Tensor]]) -> None:
         # A reference that does not keep memory alive, but keeps its name from being given to other memory.
         self._known: dict[int, StorageWeakRef] = {}
         self._marked: dict[int, int] = {}
         self._own: dict[int, int] = {}
-        self.lasting = {key for tensor in lasting for key in [self._key(tensor)] if key is not None}
+        self.lasting: dict[int, str] = {}
+        for said, tensor in lasting:
+            key = self._key(tensor)
+            if key is not None:
+                self.lasting.setdefault(key, said)
         self.round = 0
         self.finding: UsageError | None = None
 
@@ -127,6 +135,11 @@ class Memory:
         """Return whether a tensor is one of the model's own, from before the first pass."""
         return self._key(tensor) in self.lasting
 
+    def named(self, tensor: Tensor) -> str:
+        """Return the words for a tensor that outlives the pass."""
+        said = self.lasting.get(self._key(tensor) or 0)
+        return "a tensor that outlives the call" if said is None else f"{said}, which outlives the call,"
+
     def is_stale(self, tensor: Tensor) -> bool:
         """Return whether a tensor depends on pixels of an earlier pass."""
         return self._marked.get(self._key(tensor) or 0, self.round) != self.round
@@ -145,14 +158,17 @@ class Memory:
         raise self.finding
 
 
+INSTEAD = ", or use a certifier that runs the model itself, such as 'gaussian'."
+"""How a fix ends where other certifiers do without the trace."""
+
+
 def read(what: str) -> UsageError:
     """Return the refusal of a model that looks at pixels."""
     return UsageError(
         f"The model's forward looks at values that depend on pixels{lines.place(lines.current())}. Nothing was certified.",
         cause=f"{what}: a branch, an index, a count or a constant made from pixels is recorded for one image, and what is "
         "certified would be another function.",
-        fix="Write it with tensor operations (torch.where, a product with a mask), or use a certifier that runs the model "
-        "itself, such as 'gaussian'.",
+        fix=f"Write it with tensor operations (torch.where, a product with a mask){INSTEAD}",
     )
 
 
@@ -161,7 +177,7 @@ def unfollowed(what: str) -> UsageError:
     return UsageError(
         f"The model's forward cannot be followed{lines.place(lines.current())}. Nothing was certified.",
         cause=f"{what}.",
-        fix="Write it with dense tensor operations, or use a certifier that runs the model itself, such as 'gaussian'.",
+        fix=f"Write it with dense tensor operations{INSTEAD}",
     )
 
 
@@ -215,15 +231,17 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if marked or self.fixed:
             self._check_written(written)
         draws = torch.Tag.nondeterministic_seeded in func.tags
-        before = _generators(given, kwargs) if draws else []
+        before = _generators(given, kwargs) if draws else {}
         try:
             result = func(*args, **kwargs)
         except Exception:
             self.failed = self.failed or (lines.current() if marked else "")
             raise
-        if draws and any(not torch.equal(a, b) for a, b in zip(before, _generators(given, kwargs), strict=True)):
+        after = _generators(given, kwargs) if draws else {}
+        drawn = [said for said, state in before.items() if not torch.equal(state, after[said])]
+        if drawn:
             cause = f"{name} draws random numbers in eval mode (F.dropout without training=self.training, say)."
-            self.memory.refuse(restless("it draws random numbers", lines.current(), cause))
+            self.memory.refuse(restless(f"it draws from {drawn[0]}", lines.current(), cause))
         depends = bool(marked) and name not in ONLY_SHAPES
         for tensor in (*tensors(result), *written):
             self.memory.made(tensor, marked=depends)
@@ -240,9 +258,10 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.memory.refuse(read(f"the operation {name}"))
 
     def _check_written(self, written: list[Tensor]) -> None:
-        if any(not self.memory.is_own(tensor) for tensor in written):
+        kept = [tensor for tensor in written if not self.memory.is_own(tensor)]
+        if kept:
             cause = "a buffer, a parameter or a global tensor is changed by each call: a counter, a running average."
-            self.memory.refuse(restless("it writes into a tensor that outlives the call", lines.current(), cause))
+            self.memory.refuse(restless(f"it writes into {self.memory.named(kept[0])}", lines.current(), cause))
 
     def _note(self, func: Any, name: str, args: Any, kwargs: Any) -> None:
         constants: list[Any] = []
@@ -276,10 +295,15 @@ def _written(func: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
-def _generators(given: list[Tensor], kwargs: Any) -> list[Tensor]:
-    own = [value for value in kwargs.values() if isinstance(value, torch.Generator)]
-    states = [torch.get_rng_state(), *(generator.get_state() for generator in own)]
-    return states + [torch.cuda.get_rng_state(tensor.device) for tensor in given[:1] if tensor.is_cuda]
+def _generators(given: list[Tensor], kwargs: Any) -> dict[str, Tensor]:
+    states = {"the random generator of torch": torch.get_rng_state()}
+    for value in kwargs.values():
+        if isinstance(value, torch.Generator):
+            states["a torch.Generator of its own"] = value.get_state()
+    for tensor in given[:1]:
+        if tensor.is_cuda:
+            states[f"the random generator of torch on {tensor.device}"] = torch.cuda.get_rng_state(tensor.device)
+    return states
 
 
 class Readings(TorchFunctionMode):

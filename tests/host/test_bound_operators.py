@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import rsplugins
+from rsplugins.certificate import CLIPPED
 from rsplugins.errors import ParameterError, PluginError, UnknownNameError
 from rsplugins.host import get_host
 from rsplugins.runs.manifest import Manifest, Selection, difference
@@ -98,7 +100,98 @@ def test_a_certificate_through_a_strangers_operator(elu, method):
     for image, certificate in zip(IMAGES, found, strict=True):
         assert least_margin(classifier, image, certificate, certificate.radius) > 0
         assert certificate.function["operators"][0 if method != "sound-etb" else 1] == "onnx::Elu: elu (elu 3.1)"
-        assert certificate.assumptions[1:] == ("bounds of onnx::Elu: elu (elu 3.1), as the plugin promises",)
+        promised = "bounds of onnx::Elu: elu (elu 3.1), their rounding included, as the plugin promises"
+        assert certificate.assumptions[1:] == (CLIPPED, promised)
+
+
+MIXES = """
+    import torch
+    from auto_LiRPA.bound_ops import Bound
+
+    class BoundElu(Bound):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.requires_input_bounds = [0]
+
+        def forward(self, x):
+            return x.log_softmax(-1)
+
+        def interval_propagate(self, *v):
+            low, high = v[0]
+
+            def against(own, others):
+                mixed = others.unsqueeze(-2).expand(*others.shape, others.shape[-1]).clone()
+                mixed.diagonal(dim1=-2, dim2=-1).copy_(own)
+                return own - mixed.logsumexp(-1)
+
+            return against(low, high), against(high, low)
+
+        def bound_backward(self, last_lA, last_uA, x):
+            low, high = self.interval_propagate((x.lower, x.upper))
+
+            def side(rows, a, b):
+                if rows is None:
+                    return None, 0
+                ends = rows.clamp(min=0) * a + rows.clamp(max=0) * b
+                return torch.zeros_like(rows), ends.flatten(2).sum(2)
+
+            (lower, low_bias), (upper, high_bias) = side(last_lA, low, high), side(last_uA, high, low)
+            return [(lower, upper)], low_bias, high_bias
+"""
+OF_INTERVALS = """
+        def interval_rounding(self, low, high, *intervals):
+            return 1e-12 * (1 + low.abs() + high.abs())
+"""
+OF_LINES = """
+        def linear_rounding(self, size, *sizes):
+            return 1e-12 * (1 + size) * size.shape[-1]
+"""
+
+
+def certify_mixing(elu, method, declares):
+    elu("mixes", operator="onnx::LogSoftmax", source=MIXES + declares)
+    classifier = network(nn.LogSoftmax(-1))
+    return classifier, rsplugins.certify(classifier, IMAGES, method, eps=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "declares", "says"),
+    [
+        ("ibp", "", r"interval_rounding\(low, high, \*intervals\)"),
+        ("sound-etb", "", r"interval_rounding\(low, high, \*intervals\)"),
+        ("crown", OF_LINES, r"interval_rounding\(low, high, \*intervals\)"),
+        ("crown-ibp", OF_INTERVALS, r"linear_rounding\(size, \*sizes\)"),
+        ("crown", OF_INTERVALS, r"linear_rounding\(size, \*sizes\)"),
+    ],
+)
+def test_one_that_mixes_what_it_is_given_has_to_declare_its_rounding(elu, method, declares, says):
+    with pytest.raises(ParameterError, match=r"rounding of the .*bounds of operator BoundElu is not known") as raised:
+        certify_mixing(elu, method, declares)
+    assert re.search(says, raised.value.fix), raised.value.fix
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_that_declares_it_is_certified_through(elu, method):
+    classifier, found = certify_mixing(elu, method, OF_INTERVALS + OF_LINES)
+    assert any(certificate.radius > 0 for certificate in found)
+    for image, certificate in zip(IMAGES, found, strict=True):
+        assert least_margin(classifier, image, certificate, certificate.radius) > 0
+        assert certificate.assumptions[-1].startswith("bounds of onnx::LogSoftmax: mixes (mixes 3.1), their rounding included")
+
+
+@pytest.mark.parametrize("name", ["interval_rounding", "linear_rounding"])
+@pytest.mark.parametrize("result", ["-1 - first.abs()", "first.new_ones(7)", "None"], ids=["negative", "shape", "nothing"])
+def test_what_is_no_rounding_error_is_refused(elu, name, result):
+    elu(source=ELU + f"\n        def {name}(self, first, *others):\n            return {result}\n")
+    with pytest.raises(ParameterError, match=f"{name} of operator BoundElu returns no bound of its rounding error"):
+        rsplugins.certify(network(nn.ELU()), IMAGES, "crown")
+
+
+@pytest.mark.parametrize("name", ["interval_rounding", "linear_rounding"])
+def test_one_that_fails_while_it_says_its_rounding_is_named(elu, name):
+    elu(source=ELU + f"\n        def {name}(self, *sizes):\n            return sizes[9]\n")
+    with pytest.raises(PluginError, match=rf"bound-operator 'elu' \(elu 3\.1\).*in {name} of BoundElu"):
+        rsplugins.certify(network(nn.ELU()), IMAGES, "crown")
 
 
 def test_its_bounds_of_one_neuron_are_the_exact_ones(elu):

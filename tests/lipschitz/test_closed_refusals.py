@@ -26,19 +26,25 @@ def classifier_of(function, size=(1, 2, 3)):
     return rsplugins.Classifier(net.eval(), input_size=size)
 
 
+def out_of_sight(x, y):
+    torch.add(x, 1, out=y)
+    return y
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
         (lambda x: torch.sum(x, 1, dtype=torch.int64), r"sum is called with dtype=torch\.int64"),
         (lambda x: torch.div(x, 2, rounding_mode="floor"), r"div is called with rounding_mode='floor'"),
         (lambda x: torch.add(x, 1, out=torch.zeros(0)), "add is called with out=a tensor"),
+        (lambda x: out_of_sight(x, x.clone()), "add is called with out=a tensor"),
         (lambda x: x.clamp(min=x.mean()), "the min of .clamp depends on the image"),
         (lambda x: torch.sub(x, x, alpha=float("inf")), "alpha=inf, which is no finite number"),
         (lambda x: torch.cat(operator.add(x.chunk(3, -1), (x,)), 3), "of add is not one tensor"),
         (lambda x: torch.nn.functional.leaky_relu(x, float("nan")), "negative_slope=nan"),
         (lambda x: torch.nn.functional.interpolate(x, size=5, mode="bilinear", antialias=True), "antialias=True"),
     ],
-    ids=["dtype", "rounding", "out", "bound", "alpha", "tuple", "slope", "antialias"],
+    ids=["dtype", "rounding", "out", "unused", "bound", "alpha", "tuple", "slope", "antialias"],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_refusal_names_the_call_the_argument_and_the_layer(function, said):

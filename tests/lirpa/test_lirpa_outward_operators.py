@@ -121,6 +121,73 @@ def test_an_operator_of_a_plugin_may_say_its_own():
     torch.testing.assert_close(high - plain_high, reach[None])
 
 
+def test_lines_of_a_plugin_get_a_generous_bound():
+    from auto_LiRPA.bound_ops import BoundRelu
+
+    class Rectifier(BoundRelu):
+        def bound_backward(self, last_lA, last_uA, x, **options):
+            rows, low, high = super().bound_backward(last_lA, last_uA, x, **options)
+            off = (1 + x.upper.abs()) * 2.0**-48
+            return rows, low + _weighed(last_lA, off), high - _weighed(last_uA, off)
+
+    def _weighed(rows, off):
+        return 0 if rows is None else torch.einsum("sb...,b...->sb", rows.abs(), off)
+
+    module, x = activated()
+    operators = {"onnx::Relu": Rectifier}
+    for method in ("crown-ibp", "crown"):
+        assert holds(BoundNetwork(module, x, operators=operators, dtype=D).bounds(x, 0.0, method=method), exactly(module, x))
+        assert not holds(BoundNetwork(module, x, operators=operators).bounds(x, 0.0, method=method), exactly(module, x))
+
+
+def test_an_operator_of_a_plugin_may_say_its_own_of_its_lines():
+    from auto_LiRPA.bound_ops import BoundRelu
+
+    class Rectifier(BoundRelu):
+        def linear_rounding(self, size, *sizes):
+            assert [part.shape for part in sizes] == [size.shape]
+            assert bool((size <= sizes[0] + 1e-12).all())  # a ReLU's outputs are no larger than its inputs
+            return torch.full_like(size[:1], 0.125)
+
+    module, x = activated()
+    low, high = BoundNetwork(module, x, operators={"onnx::Relu": Rectifier}, dtype=D).bounds(x, 0.25, method="crown-ibp")
+    plain_low, plain_high = BoundNetwork(module, x, dtype=D).bounds(x, 0.25, method="crown-ibp")
+    reach = 0.125 * module[-1].weight.abs().sum(1)
+    torch.testing.assert_close(plain_low - low, reach[None])
+    torch.testing.assert_close(high - plain_high, reach[None])
+
+
+def test_an_operator_of_a_plugin_that_keeps_shapes_and_mixes_has_to_say_it():
+    """A sum's rounding is not that of one number: what is elementwise is seen from values, as soon as a box is no point."""
+    from auto_LiRPA.bound_ops import BoundRelu
+
+    class Centring(BoundRelu):
+        def forward(self, x):
+            return x - x.mean(-1, keepdim=True)
+
+        def interval_propagate(self, *v):
+            (low, high), share = v[0], 1 / v[0][0].shape[-1]
+            totals = [end.sum(-1, keepdim=True) * share for end in (low, high)]
+            return low - totals[1] + (high - low) * share, high - totals[0] - (high - low) * share
+
+    x = torch.rand(2, 6, dtype=D)
+    network = BoundNetwork(nn.Sequential(nn.Linear(6, 6)).to(D), x, dtype=D)
+    network.bounds(x, 0.1)
+    node = Centring({"device": "cpu"}, [], 0, {})
+    node.inputs = [each for each in network.graph._modules.values() if type(each).__name__ == "BoundInput" and each.perturbed]
+    known = outward.Outward(network.graph)
+
+    def widened(eps):
+        interval = (x - eps, x + eps)
+        return known.widened(node, [interval], lambda: node.interval_propagate(interval))
+
+    widened(0.0)  # shows nothing; whatever makes claims has been looked at over balls before
+    for eps in (2.0**-30, 0.0):  # what was seen once stays
+        with pytest.raises(ParameterError, match="rounding of the bounds of operator Centring") as raised:
+            widened(eps)
+        assert "interval_rounding" in raised.value.fix
+
+
 def test_an_operator_of_a_plugin_that_is_not_elementwise_has_to_say_it():
     from auto_LiRPA.bound_ops import BoundFlatten
 
