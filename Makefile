@@ -1,7 +1,7 @@
 # One-word commands for developers; CONTRIBUTING.md says what each is for.
 .PHONY: test slow lint types fix bench demo ci
 
-test:   ; uv run pytest
+test:   ; OMP_NUM_THREADS=1 uv run pytest -n auto
 slow:   ; uv run pytest -m slow -o timeout=3600
 lint:   ; uv run ruff check . && uv run ruff format --check .
 types:  ; uv run mypy

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         hookimpl,
     )
     from rsplugins.models import load
-    from rsplugins.runs.scoring import Run
+    from rsplugins.runs.run import Run
     from rsplugins.runs.summary import score
 
 _HOMES = {
@@ -45,7 +45,7 @@ _HOMES = {
     "MomentRuleDescriptor": "rsplugins.host",
     "Norm": "rsplugins.certificate",
     "RspluginsError": "rsplugins.errors",
-    "Run": "rsplugins.runs.scoring",
+    "Run": "rsplugins.runs.run",
     "TrainingHookDescriptor": "rsplugins.host",
     "attack": "rsplugins.api",
     "certify": "rsplugins.api",

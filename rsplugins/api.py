@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rsplugins.classifier import Classifier
     from rsplugins.data import Dataset
-    from rsplugins.runs.scoring import Run
+    from rsplugins.runs.run import Run
 
 Images = Any
 """A float tensor (N, C, H, W), a numpy array of that shape, or a list of tensors; videos are (N, C, T, H, W)."""
@@ -166,9 +166,9 @@ def open_run(directory: str | Path) -> Run:
     Raises:
         RunError: there is no run, or a file of it is damaged.
     """
-    from rsplugins.runs import scoring
+    from rsplugins.runs import run
 
-    return scoring.open_run(Path(directory))
+    return run.open_run(Path(directory))
 
 
 def attack(

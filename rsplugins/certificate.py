@@ -20,6 +20,13 @@ Evidence is enough to recompute the claim without the model, with the certifier'
 """
 
 
+CLIPPED = "clipped: of the ball cut with the box [0, 1] of images; nothing is claimed of points of the ball outside of it"
+"""The assumption of a claim that holds in a part of its ball only: an attack that leaves [0, 1] is no counterexample."""
+
+BESIDE = "the plain classifier, another function"
+"""Begins what a claim says besides, of one input alone; it is no assumption of the claim."""
+
+
 class _Text(str, Enum):
     def __str__(self) -> str:
         return str(self.value)

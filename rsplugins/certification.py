@@ -49,6 +49,8 @@ def certificates_of(
     values = certifier.parameters.model_dump(mode="json")
     function = {"sha256": classifier.fingerprint(), "dtype": execution.dtype, "compile": execution.compile}
     function |= {"sound": execution.sound, **described_function(certifier)}
+    if classifier.num_classes is not None:
+        function["num_classes"] = classifier.num_classes
     from rsplugins.runs.progress import Silent, for_stream
 
     def read() -> Iterator[tuple[int, Tensor]]:
@@ -113,7 +115,12 @@ def check_execution(execution: Execution) -> Execution:
     if not isinstance(execution.seed, int) or execution.seed < 0:
         raise ParameterError(f"seed is {execution.seed!r}; allowed: a whole number of at least 0.")
     if execution.dtype not in ("float32", "bfloat16"):
-        raise ParameterError(f'dtype is {execution.dtype!r}; allowed: "float32", "bfloat16".')
+        raise ParameterError(
+            f'dtype is {execution.dtype!r}; allowed: "float32", "bfloat16".',
+            cause="dtype says how the model is run: as it is (float32), or under bfloat16 autocast.",
+            fix='What bounds are computed in is their own parameter: precision="float64", which is the default, or "float32". A '
+            "model is run in float64 after classifier.double(), without dtype.",
+        )
     return execution
 
 
@@ -121,8 +128,15 @@ _LABELS = "Leave it out: no certificate depends on it. rsplugins.score(certifica
 _ELSEWHERE = {
     **dict.fromkeys(("labels", "label", "y", "targets"), _LABELS),
     "device": "Move the model, which the images follow: classifier.to(device).",
+    "dtype": "How the model is run is no parameter of a method: --dtype, or rsplugins.certify(dtype=...). What bounds are "
+    "computed in is called precision.",
 }
 """What is looked for among a certifier's parameters and lies elsewhere."""
+
+
+def where(name: str) -> str:
+    """Return where something lies that is looked for among a certifier's parameters; empty when nobody knows."""
+    return _ELSEWHERE.get(name, "")
 
 
 def check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
@@ -183,10 +197,17 @@ def _parameter_error(error: ValidationError, model: type[CertifierParameters], m
         if problem["type"] == "missing":
             lines.append(f"{name} is missing")
         elif name:
-            lines.append(f"{name} is {problem['input']!r}; allowed: {message}")
+            lines.append(f"{name} is {problem['input']!r}; allowed: {message}{_on_255(name, problem)}")
         else:
             lines.append(message)
     return ParameterError(f"The certifier {method!r} cannot run with these parameters: {'; '.join(lines)}.")
+
+
+def _on_255(name: str, problem: Any) -> str:
+    """Return what to give in place of a value on the scale of pixels from 0 to 255."""
+    if name not in ("sigma", "eps") or problem["type"] != "less_than_equal":
+        return ""
+    return f", on the scale of [0, 1] pixels; did you mean {problem['input']}/255 = {float(problem['input']) / 255:.4g}?"
 
 
 def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any], execution: Execution) -> Certifier[Any]:
@@ -207,7 +228,9 @@ def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any],
         )
     with guard(entry, "while it checked its parameters"):
         parsed = parse_parameters(kind.Parameters, parameters, entry.name)
-    with guard(entry, "while it was set up"):
+    from rsplugins.arithmetic import without_autocast
+
+    with guard(entry, "while it was set up"), without_autocast():
         return kind(classifier, parsed, execution)
 
 
@@ -222,7 +245,28 @@ def certifier_class(entry: Entry) -> type[Certifier[Any]]:
         raise PluginError(
             f"The {entry.label} is no certifier: its factory is {kind!r}.", fix="Derive it from rsplugins.Certifier."
         )
+    taken = taken_names(kind)
+    if taken:
+        raise PluginError(
+            f"The {entry.label} has a parameter named {taken[0]!r}, which is a keyword of rsplugins.certify.",
+            cause=f"certify(..., {taken[0]}=...) would never reach the certifier, and its default would stand without a word.",
+            fix=f"Rename it in its Parameters; taken are {', '.join(sorted(_KEYWORDS))}.",
+        )
     return kind
+
+
+_KEYWORDS = frozenset(
+    ("classifier", "x", "method", "out", "seed", "indices", "batch_size", "dtype", "compile", "channels_last", "sound")
+) | {"progress"}
+"""Of :func:`rsplugins.certify`, which lies above this module; tests/test_front_door.py holds them against its signature."""
+
+
+def taken_names(kind: type[Certifier[Any]]) -> list[str]:
+    """Return the names among a certifier's parameters, aliases included, that ``rsplugins.certify`` keeps for itself."""
+    names: list[Any] = []
+    for name, field in getattr(kind.Parameters, "model_fields", {}).items():
+        names += [name, field.alias, field.validation_alias]
+    return [name for name in names if isinstance(name, str) and name in _KEYWORDS]
 
 
 def described_function(certifier: Certifier[Any]) -> dict[str, Any]:
@@ -242,21 +286,35 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
     Raises:
         PluginError: the certifier failed, or returned something else than it was asked for.
     """
+    from rsplugins.double import arrived
+
     device = certifier.classifier.device
     asked: list[int] = []
 
     def inputs() -> Iterator[Input]:
         for index, image in images:
             asked.append(index)
-            yield Input(index, image.to(device))
+            yield Input(index, arrived(image, device))
 
     with guard(entry, "while certifying"):
-        for position, gathered in enumerate(certifier.gather(inputs())):
+        for position, gathered in enumerate(_undisturbed(certifier.gather(inputs()))):
             if position >= len(asked) or gathered.index != asked[position]:
                 raise PluginError(
                     f"The {entry.label} returned input {gathered.index} out of order.", fix="Report it to its authors."
                 )
             yield gathered
+
+
+def _undisturbed(stream: Iterator[Gathered]) -> Iterator[Gathered]:
+    """Pull each item outside of the autocast that the caller may be in: the record says what ``execution`` asked for."""
+    from rsplugins.arithmetic import without_autocast
+
+    while True:
+        with without_autocast():
+            gathered = next(stream, None)
+        if gathered is None:
+            return
+        yield gathered
 
 
 def certificate_from(

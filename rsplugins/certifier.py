@@ -34,6 +34,10 @@ class CertifierParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+LARGEST_SIGMA = 4.0
+"""Of noise on [0, 1] pixels: four times the way from black to white. More is a value on the scale of 0 to 255."""
+
+
 P = TypeVar("P", bound=CertifierParameters)
 
 

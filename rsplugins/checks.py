@@ -79,8 +79,12 @@ def _shape_cause(shape: tuple[int, ...], expected: tuple[int, ...] | None, chann
     return "", "Pass images as (N, C, H, W), videos as (N, C, T, H, W)."
 
 
-def check_values(x: Tensor) -> None:
+def check_values(x: Tensor, *, normalises: bool = True) -> None:
     """Check that floating images are finite and in [0, 1].
+
+    Args:
+        x: floating images.
+        normalises: whether what takes them normalises by itself, as a Classifier does: tells the likely cause.
 
     Raises:
         InputValueError: with the likely cause, read off the values.
@@ -96,13 +100,13 @@ def check_values(x: Tensor) -> None:
             fix="Drop or repair these images.",
         )
     if low < -TOLERANCE or high > 1 + TOLERANCE:
-        cause, fix = _range_cause(low, high)
+        cause, fix = _range_cause(low, high, normalises)
         raise InputValueError(
             f"The images have values from {low:.4g} to {high:.4g}; expected raw pixels in [0, 1].", cause=cause, fix=fix
         )
 
 
-def _range_cause(low: float, high: float) -> tuple[str, str]:
+def _range_cause(low: float, high: float, normalises: bool) -> tuple[str, str]:
     if low >= -TOLERANCE and high > 8:
         return "pixels from 0 to 255.", "Divide by 255."
     if low >= -0.02 and high <= 1.02:
@@ -110,6 +114,12 @@ def _range_cause(low: float, high: float) -> tuple[str, str]:
     if low >= -1 - TOLERANCE and high <= 1 + TOLERANCE:
         return "pixels scaled to [-1, 1].", "Use (images + 1) / 2, and give wrap() mean=0.5, std=0.5."
     if low < -0.02 and high < 8 and low > -8:
+        if not normalises:
+            return (
+                "normalised images: mean and std were applied already, so that eps, sigma and [0, 1] would be in other units.",
+                "Pass the raw pixels (take Normalize out of the data transform), and put mean and std into the model: "
+                "rsplugins.wrap(model, mean=..., std=...).",
+            )
         return (
             "normalised twice: mean and std were applied already, and the Classifier applies its own.",
             "Pass the raw pixels (take Normalize out of the data transform); wrap() is where mean and std belong.",
@@ -233,3 +243,10 @@ def layer_name(name: str, layer: nn.Module) -> str:
     """Return ``"'layer1.0.conv1' (Conv2d)"`` for a layer of a Classifier."""
     # Inside a Classifier the network is called `module`; the user knows its layers without that.
     return f"{name.removeprefix('module.') or 'the model itself'!r} ({type(layer).__name__})"
+
+
+def named_layer(name: str, layer: nn.Module) -> str:
+    """Return :func:`layer_name` for a layer of a function that this package makes of a Classifier, or of one itself."""
+    # Inside these functions the network is called `classifier` and `module`.
+    name = name.removeprefix("classifier").removeprefix(".")
+    return layer_name("" if name == "module" else name, layer)

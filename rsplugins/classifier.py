@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rsplugins import checks
+from rsplugins import checks, doubts
+from rsplugins.double import arrived
 from rsplugins.errors import OutputValueError, ParameterError, UsageError
 
 ChannelValues = float | Sequence[float] | Tensor
@@ -71,6 +72,7 @@ class Classifier(nn.Module):
         # rsplugins.data.preparation.plan. No part of the function.
         self.preparation: dict[str, Any] | None = None
         self._fingerprint: tuple[Any, str] | None = None
+        self._doubted = False
         try:
             self.eval()
         except NotImplementedError as error:
@@ -118,13 +120,23 @@ class Classifier(nn.Module):
             any_size: allow another size than ``input_size``, for certifiers that cut windows of that size out of the images.
 
         Raises:
-            InputValueError: not a floating tensor, wrong shape or channel order, not finite, or outside [0, 1].
+            InputValueError: not a floating tensor, wrong shape or channel order, not finite, or outside [0, 1]; float64 where
+                the model's device has none.
             OutputValueError: when the model, run to learn ``num_classes``, does not return logits.
         """
         checks.check_shape(x, None if any_size else self.input_size, self._channels())
         checks.check_values(x)
+        first = arrived(x[:1], self.device)
         if self.num_classes is None and len(x) > 0 and not any_size:
-            self.num_classes = self._probe(x[:1])
+            self.num_classes = self._probe(first)
+        if len(x) > 0 and not any_size:
+            self._doubt(first)
+
+    def _doubt(self, x: Tensor) -> None:
+        """Warn once where mean and std are given for a network that normalises by itself."""
+        if not self._doubted and (self.mean is not None or self.std is not None):
+            doubts.about_normalisation(self.module, self.preprocess(x.to(self.device)))
+        self._doubted = True
 
     def check_logits(self, logits: Any, batch: int | None = None) -> None:
         """Check what the model returned.
@@ -293,6 +305,8 @@ def wrap(
     Returns:
         The Classifier. A Classifier passed in comes back as it is.
 
+    Warns when mean or std are given for a network that begins with a normalisation of its own.
+
     Raises:
         ParameterError: ``module`` is not an ``nn.Module``, or mean, std or a size is malformed.
         OutputValueError: the pass on zeros failed (naming the layer) or gave something else than finite (1, num_classes) logits.
@@ -322,7 +336,9 @@ def wrap(
         module, mean=mean, std=std, input_size=input_size, num_classes=num_classes, resize=resize, source=source
     )
     if classifier.input_size is not None:
-        classifier.num_classes = classifier._probe(torch.zeros(1, *classifier.input_size))
+        zeros = torch.zeros(1, *classifier.input_size)
+        classifier.num_classes = classifier._probe(zeros)
+        classifier._doubt(zeros)
     return classifier
 
 
@@ -412,11 +428,11 @@ def _checksums(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
     sums: dict[torch.device, list[Tensor]] = {}
     with torch.no_grad():
         for tensor in tensors:
-            sums.setdefault(tensor.device, []).append(_checksum(tensor))
+            sums.setdefault(tensor.device, []).append(checksum(tensor))
         return tuple((str(device), *torch.stack(found).tolist()) for device, found in sums.items())
 
 
-def _checksum(tensor: Tensor) -> Tensor:
+def checksum(tensor: Tensor) -> Tensor:
     """Return an int64 on the tensor's device, from its bytes in the order of memory, which needs no copy of a dense tensor."""
     order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride()[axis])
     data = tensor.detach().permute(order).reshape(-1).contiguous().view(torch.uint8)

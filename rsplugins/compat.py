@@ -107,6 +107,7 @@ def bridge_auto_lirpa() -> types.ModuleType:
         module = importlib.import_module("auto_LiRPA")
     _node_item_access()
     _named_members(module.BoundedModule)
+    _constants_broadcast(importlib.import_module("auto_LiRPA.operators.base").Bound)
     _specification_of_products(importlib.import_module("auto_LiRPA.bound_ops"))
     _dynamic_batch(importlib.import_module("auto_LiRPA.parse_graph"))
     _slopes_that_learn(importlib.import_module("auto_LiRPA.bound_ops").BoundRelu)
@@ -212,6 +213,34 @@ def _dynamic_batch(parse_graph: Any) -> None:
     parse_graph._optimize_graph = optimize_graph
 
 
+def _constants_broadcast(bound: Any) -> None:
+    """Sum linear bounds over the dimensions along which a constant is broadcast, wherever the constant comes from.
+
+    Release 0.3 takes a buffer for a batch of inputs and a leading dimension of 1 for one of the outputs, so that linear bounds of
+    ``x @ w + vector`` failed for a vector that is a buffer, or of shape (1, n).
+    """
+    original = bound.broadcast_backward
+
+    def broadcast_backward(self: Any, A: Any, x: Any) -> Any:
+        import torch
+
+        shape = tuple(x.output_shape)
+        constant = not x.from_input or type(x).__name__ in ("BoundBuffers", "BoundParams", "BoundConstant")
+        if not constant or x.perturbed or not isinstance(A, torch.Tensor):
+            return original(self, A, x)
+        if len(shape) == A.dim() - 1 and shape[0] == 1:
+            shape = shape[1:]  # along the batch
+        missing = A.dim() - 2 - len(shape)
+        if missing < 0:
+            return original(self, A, x)
+        summed = A.sum(tuple(range(2, 2 + missing))) if missing else A
+        kept = tuple(i + 2 for i, size in enumerate(shape) if size == 1 and summed.shape[i + 2] != 1)
+        summed = summed.sum(kept, keepdim=True) if kept else summed
+        return summed if tuple(summed.shape[2:]) == shape else original(self, A, x)
+
+    bound.broadcast_backward = broadcast_backward
+
+
 def _specification_of_products(operators: Any) -> None:
     linear, product = operators.BoundLinear, operators.BoundMatMul
     if "C" in inspect.signature(product.interval_propagate).parameters:
@@ -231,8 +260,9 @@ def _slopes_that_learn(relu: Any) -> None:
     """
     import torch
 
-    edge = torch.zeros(1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the first caller is in
+        edge = torch.zeros(1, requires_grad=True)
+        (gradient,) = torch.autograd.grad(torch.clamp(edge, 0.0, 1.0).sum(), edge)
     if float(gradient) == 1.0:
         return
     original = relu._relu_mask_alpha

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import rsplugins
+from rsplugins import certification
 from rsplugins.data import Dataset
 from rsplugins.errors import InputValueError, ParameterError, PluginUnavailableError, RunError, UsageError
 
@@ -380,3 +382,9 @@ def test_examples_and_documentation_come_in_by_the_public_door():
 )
 def test_the_reader_of_programs_sees_other_doors(source):
     assert list(hidden_names(source))
+
+
+def test_no_certifier_may_take_a_keyword_of_certify():
+    parameters = inspect.signature(rsplugins.certify).parameters
+    keywords = {name for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
+    assert keywords == certification._KEYWORDS

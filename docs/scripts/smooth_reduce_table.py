@@ -18,7 +18,7 @@ from rsplugins.certifier import Execution
 from rsplugins.host import get_host
 from rsplugins.runs.execute import execute
 from rsplugins.runs.progress import for_stream
-from rsplugins.runs.scoring import Row
+from rsplugins.runs.rows import Row
 from rsplugins.runs.summary import average_radius, certified_count
 from rsplugins.zoo import DEFAULT_MODEL
 

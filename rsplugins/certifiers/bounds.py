@@ -8,16 +8,19 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered, Norm
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa import claims
-from rsplugins.lirpa.graph import Operators, check_module
+from rsplugins.lirpa.bridge import Operators
+from rsplugins.lirpa.graph import check_module
 from rsplugins.lirpa.network import BoundNetwork
+from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
 from rsplugins.lirpa.search import Margins, Search, is_out_of_memory
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -32,7 +35,8 @@ class BoundParameters(CertifierParameters):
         max_eps: where the bisection starts; no larger radius is certified.
         tolerance: how far the radius found may be below the largest one that the method certifies there.
         clip: intersect the ball with the [0, 1] box, outside which there is no image.
-        dtype: which the bounds are computed in.
+        precision: which the bounds are computed in; float32 with more slack.
+        exclude: names of plugins' bound operators that are left alone; ``rsplugins plugins list --kind bound-operator``.
     """
 
     norm: Norm = Norm.LINF
@@ -40,7 +44,22 @@ class BoundParameters(CertifierParameters):
     max_eps: float = Field(default=0.5, gt=0)
     tolerance: float = Field(default=1e-4, gt=0)
     clip: bool = True
-    dtype: Literal["float64", "float32"] = "float64"
+    precision: Literal["float64", "float32"] = "float64"
+    exclude: tuple[str, ...] = ()
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _one_name(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @model_validator(mode="after")
+    def _within_pixels(self) -> BoundParameters:
+        if self.norm is Norm.LINF and self.eps is not None and self.eps > 1:
+            raise ValueError(
+                f"eps is {self.eps:g} in linf, more than all images are apart; allowed: up to 1, on the scale of [0, 1] pixels; "
+                f"did you mean {self.eps:g}/255 = {self.eps / 255:.4g}?"
+            )
+        return self
 
 
 class BoundCertifier(Certifier[BoundParameters]):
@@ -48,6 +67,7 @@ class BoundCertifier(Certifier[BoundParameters]):
 
     Raises:
         ParameterError, UsageError, CheckpointError: by the constructor, when the model cannot be bounded; the layer is named.
+        PluginError: a plugin's operator that the model needs cannot be imported, or two plugins bring it.
     """
 
     Parameters = BoundParameters
@@ -66,12 +86,13 @@ class BoundCertifier(Certifier[BoundParameters]):
         check_module(classifier)
         self._network: BoundNetwork | None = None
         self._search: Search | None = None
+        self._operators = self.operators()
         if classifier.input_size is not None:
             self._prepare(torch.zeros(1, *classifier.input_size))
 
     def operators(self) -> Operators:
-        """Return the custom operators that the network is bounded with."""
-        return {}
+        """Return the operators that the network is bounded with besides auto-LiRPA's: those of plugins that hold for sure."""
+        return PluginOperators(exclude=self.parameters.exclude)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield logits and margins' lower bounds, a batch of inputs at a time."""
@@ -91,17 +112,25 @@ class BoundCertifier(Certifier[BoundParameters]):
             for item, evidence in zip(batch, found, strict=True):
                 yield Gathered(item.index, evidence, samples=0, seconds=seconds)
 
+    @full_precision()
+    def describe(self) -> dict[str, Any]:
+        """Return what, besides the classifier, makes up the bounds, as JSON values."""
+        said: dict[str, Any] = {"arithmetic": spoken(self.classifier.device, self.parameters.precision)}
+        if self._network is not None and isinstance(self._operators, PluginOperators):
+            said["operators"] = self._operators.took_part
+        return said
+
     def _prepare(self, images: Tensor) -> tuple[BoundNetwork, Search]:
         if self._network is None or self._search is None:
-            dtype = self.parameters.dtype
-            self._network = BoundNetwork(self.classifier, images, operators=self.operators(), dtype=DTYPES[dtype])
+            precision = self.parameters.precision
+            self._network = BoundNetwork(self.classifier, images, operators=self._operators, dtype=DTYPES[precision])
             try:
                 self._network.check(self.method, self.parameters.norm, clip=self.parameters.clip)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise  # otherwise the first input says so, and nothing is certified before a check has passed
             batch = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
-            self._search = Search(Margins(self._margins, batch), dtype, self.slack_dtype)
+            self._search = Search(Margins(self._margins, batch), precision, self.slack_dtype)
         return self._network, self._search
 
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
@@ -125,8 +154,13 @@ class BoundCertifier(Certifier[BoundParameters]):
             self.classifier.check_logits(logits, batch=len(images))
             p = self.parameters
             if p.eps is not None:
-                return search.at(images, logits, p.eps)
-            return search.largest(images, logits, p.max_eps, p.tolerance)
+                found = search.at(images, logits, p.eps)
+            else:
+                found = search.largest(images, logits, p.max_eps, p.tolerance)
+        strangers = self._operators.strangers if isinstance(self._operators, PluginOperators) else []
+        said: dict[str, Any] = {"rounding": claims.OUTWARD} if network.rounds_outward else {}
+        said |= {"operators": strangers} if strangers else {}
+        return [{**evidence, **said} for evidence in found]
 
 
 def _check_weights(classifier: Classifier) -> None:
@@ -208,10 +242,9 @@ class Etb(BoundCertifier):
         super().__init__(classifier, parameters, execution)
 
     def operators(self) -> Operators:
-        """Return ETB's operators, or none for the whole-network variant, which starts from interval bounds."""
-        from rsplugins.lirpa.etb import ETB
-
-        return ETB if self.parameters.variant == "blocks" else {}
+        """Return ETB's operators, or none of them for the whole-network variant, which starts from interval bounds."""
+        named = ETB if self.parameters.variant == "blocks" else ()
+        return PluginOperators(named, estimates=True, exclude=self.parameters.exclude)
 
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
         if self.parameters.variant == "blocks":
@@ -247,9 +280,8 @@ class SoundEtb(BoundCertifier):
 
     def operators(self) -> Operators:
         """Return sound ETB's operators."""
-        from rsplugins.lirpa.etb import PASS_THROUGH, SOUND_ETB
-
-        return SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
+        named = SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
+        return PluginOperators(named, exclude=self.parameters.exclude)
 
     @staticmethod
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

@@ -53,7 +53,8 @@ class Covariance(Certifier[CovarianceParameters]):
 
     def describe(self) -> dict[str, Any]:
         """Return what, besides the classifier, makes up the estimate, as JSON values."""
-        return {"dtype": "float64", "representation": self.estimator.representation}
+        said = {"dtype": "float64", "arithmetic": "float64, full precision", "representation": self.estimator.representation}
+        return {**said, "rules": self.estimator.rules}
 
     @staticmethod
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

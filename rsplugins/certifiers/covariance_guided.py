@@ -76,7 +76,7 @@ class CovarianceGuided(Certifier[CovarianceGuidedParameters]):
 
     def describe(self) -> dict[str, Any]:
         """Return what, besides the classifier, makes up the function that is certified, as JSON values."""
-        return self.sampler.describe()
+        return {**self.sampler.describe(), "rules": self.estimator.rules}
 
     def _program(self, found: Estimate) -> Program:
         p = self.parameters

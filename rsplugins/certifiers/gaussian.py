@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
+from torch import Tensor
 
+from rsplugins import doubts
 from rsplugins.certificate import Claim, Evidence, Gathered
-from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+from rsplugins.certifier import LARGEST_SIGMA, Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.sampling import Draw, Program, Sampler, gaussian_noise, grid_evidence
 from rsplugins.statistics import bonferroni, check_budget, claims, decide_all, looks
@@ -18,7 +20,7 @@ _KEPT_CLASSES = 5
 
 
 class _Smoothing(CertifierParameters):
-    sigma: float = Field(0.25, gt=0, description="standard deviation of the noise, on raw [0, 1] pixels")
+    sigma: float = Field(0.25, gt=0, le=LARGEST_SIGMA, description="standard deviation of the noise, on raw [0, 1] pixels")
     n0: int = Field(100, ge=1, description="selection samples, which choose the class and are then set aside")
     n: int = Field(10_000, ge=1, description="estimation samples; the most there may be when stop_at is given")
     alpha: float = Field(0.001, gt=0, lt=1, description="probability of a false certificate, for one input")
@@ -126,8 +128,16 @@ class GaussianSoft(Certifier[GaussianSoftParameters]):
         p = parameters
         classes = classifier.num_classes if p.runner_up == "bounded" else 1
         check_budget(p.n, sigma=p.sigma, alpha=bonferroni(p.alpha, classes=classes or 1), bound=p.bound)
+        self._doubted = False
         noise = gaussian_noise(p.sigma, execution)
         self.sampler = Sampler(classifier, noise, classifier.num_classes, execution, tally="scores")
+
+    def check_images(self, images: Tensor) -> None:
+        """Check the images, and say where the model's last layer is a softmax, which would be taken twice."""
+        super().check_images(images)
+        if len(images) and not self._doubted:
+            doubts.about_scores(self.classifier, images[:1].to(self.classifier.device), "gaussian-soft")
+            self._doubted = True
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield score sums, in the form that :func:`rsplugins.statistics.claims.gaussian_soft` documents."""

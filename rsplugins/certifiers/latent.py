@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
@@ -25,13 +26,17 @@ from rsplugins.lipschitz.local import local_constants, run_recording
 from rsplugins.lipschitz.margins import MarginBounds, usable_constant
 from rsplugins.lipschitz.rules import UnsupportedLayerError
 from rsplugins.lipschitz.split import cut
-from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
+from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler, check_independent
 from rsplugins.statistics import check_budget, largest_radius
 
 LEAST_RADIUS = 1e-3
 """A certifier that cannot reach this radius with unanimous votes is refused before sampling."""
 
 _MARGIN_SLACK = 1e-5  # float32 logits
+
+
+_PIXEL_NOISE, _ROWS = 0.25, 32
+"""Of the images on which it is checked that the network treats each by itself."""
 
 
 class LatentParameters(CertifierParameters):
@@ -93,13 +98,18 @@ class Latent(Certifier[LatentParameters]):
         """Yield votes and bounds, in the form that :func:`rsplugins.lipschitz.claims.latent` documents.
 
         Raises:
-            UsageError: the weights have changed since the certifier was made.
+            UsageError: the weights have changed since the certifier was made; or what the network returns for an image depends on
+                the rest of its batch, or on earlier calls.
         """
         spent: dict[int, float] = {}
 
         def work() -> Iterator[tuple[int, Tensor, Program]]:
-            for index, image in inputs:
+            for place, (index, image) in enumerate(inputs):
                 start = time.perf_counter()
+                if place == 0:
+                    # The sampler sees the head alone, and the halves were traced: what the network remembers is not in them.
+                    item = image.to(self.classifier.device)
+                    check_independent(self.classifier, index, item, self.execution, sigma=_PIXEL_NOISE, rows=_ROWS)
                 latent, extra = self._encode(image)
                 spent[index] = time.perf_counter() - start
                 yield index, latent, self._program(extra)
@@ -112,11 +122,13 @@ class Latent(Certifier[LatentParameters]):
         return {
             **self.sampler.describe(),
             "split": self.parameters.split,
+            "encoder_arithmetic": self._encoder_arithmetic(),
             "lipschitz": self.lipschitz,
             "encoder_share": round(self.cut.share, 4),
             "head_normalises": list(self.cut.renormalises),
         }
 
+    @full_precision()
     def _encode(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Return the latent (without a batch dimension) and the bounds that go into the evidence."""
         self.analysis.check_unchanged(self.classifier)
@@ -136,6 +148,10 @@ class Latent(Certifier[LatentParameters]):
                 # On a copy: a head may write in place into what it is given.
                 extra["margin"] = self.margins.evidence(head(latent.clone())[0], _MARGIN_SLACK)
         return latent[0], extra
+
+    @full_precision()
+    def _encoder_arithmetic(self) -> str:
+        return spoken(self.classifier.device, self.classifier.dtype)
 
     def _program(self, extra: Mapping[str, Any]) -> Program:
         p = self.parameters

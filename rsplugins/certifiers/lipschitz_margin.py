@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from rsplugins.arithmetic import full_precision, spoken
 from rsplugins.certificate import Claim, Evidence, Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
+from rsplugins.double import bring, brought
 from rsplugins.errors import ParameterError
 from rsplugins.lipschitz import claims
 from rsplugins.lipschitz.analysis import analyse, private_copy
@@ -54,7 +56,7 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
             )
         self.analysis = analyse(classifier)
         self.bounds = MarginBounds(self.analysis)
-        self._double = private_copy(classifier).double()
+        self._double = brought(private_copy(classifier), torch.float64)
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:
         """Yield margins and bounds, in the form that :func:`rsplugins.lipschitz.claims.lipschitz_margin` documents.
@@ -66,8 +68,8 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
         while batch := list(islice(stream, _BATCH)):
             self.analysis.check_unchanged(self.classifier)
             start = time.perf_counter()
-            images = torch.stack([item.image for item in batch]).to(self._double.device, torch.float64)
-            with torch.inference_mode():
+            images = bring(torch.stack([item.image for item in batch]), self._double.device, torch.float64)
+            with full_precision(), torch.inference_mode():
                 logits = self._double(images)
             self.classifier.check_logits(logits, batch=len(batch))
             found = [self.bounds.evidence(row, _SLACK) for row in logits]
@@ -75,9 +77,10 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
             for item, evidence in zip(batch, found, strict=True):
                 yield Gathered(item.index, evidence, samples=0, seconds=seconds)
 
+    @full_precision()
     def describe(self) -> dict[str, Any]:
-        """Return the bound of the network, as JSON values."""
-        return {"lipschitz": self.bounds.constant}
+        """Return the bound of the network, and in which arithmetic logits are computed, as JSON values."""
+        return {"lipschitz": self.bounds.constant, "arithmetic": spoken(self.classifier.device, torch.float64)}
 
     @staticmethod
     def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

@@ -15,17 +15,22 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from rsplugins import doubts
 from rsplugins.certificate import Claim, Evidence, Gathered
-from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+from rsplugins.certifier import LARGEST_SIGMA, Certifier, CertifierParameters, Execution, Input
 from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.reduction import claims
 from rsplugins.reduction.function import Lift, Reduced
 from rsplugins.reduction.plan import LIFTED_NOISE, Plan, make_plan
-from rsplugins.sampling import Draw, Program, Sampler, gaussian_noise, grid_evidence
+from rsplugins.sampling import Draw, Program, Sampler, check_independent, gaussian_noise, grid_evidence
 from rsplugins.statistics import bonferroni, check_budget
 
 if TYPE_CHECKING:
     from rsplugins.classifier import Classifier
+
+
+_ROWS = 32
+"""Windows beside each other when it is checked that they do not depend on each other."""
 
 
 class SmoothReduceParameters(CertifierParameters):
@@ -49,7 +54,7 @@ class SmoothReduceParameters(CertifierParameters):
         bound: for ``soft``: the bound on the mean score.
     """
 
-    sigma: float = Field(default=0.25, gt=0)
+    sigma: float = Field(default=0.25, gt=0, le=LARGEST_SIGMA)
     n0: int = Field(default=100, ge=1)
     n: int = Field(default=10_000, ge=1)
     alpha: float = Field(default=0.001, gt=0, lt=1)
@@ -120,6 +125,7 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
             return
         lift = Lift(plan.windows, plan.resize)
         sampler = self._sampler(*self._function(plan, lift))
+        self._check_windows(plan, lift, head[0])
 
         def work() -> Iterator[tuple[int, torch.Tensor, Program]]:
             blank = torch.zeros((len(plan.windows.positions), *plan.item_shape) if self._lifted else plan.shape)
@@ -185,6 +191,19 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
         with torch.inference_mode():
             windows: torch.Tensor = lift(image[None].to(self._dtype()))[0]
         return windows
+
+    def _check_windows(self, plan: Plan, lift: Lift, first: Input) -> None:
+        # The claims rest on each window being scored by itself, so its company may not matter: neither other images' windows nor
+        # those of its own image, which the sampler cannot tell from the image.
+        with torch.inference_mode():
+            window = lift.one(first.image[None].to(self._dtype()), 0)[0]
+        if plan.chunk is not None:
+            window = window[:, : plan.chunk]
+        size = self.execution.batch_size
+        if self.parameters.noise == "soft" or self.parameters.scores == "probabilities":
+            doubts.about_scores(self.classifier, window[None], "smooth-reduce")
+        rows = _ROWS if size == "auto" else min(size, _ROWS)
+        check_independent(self.classifier, first.index, window, self.execution, sigma=self.parameters.sigma, rows=rows)
 
     def _dtype(self) -> torch.dtype:
         # A half-precision classifier rounds after the noise: an image rounded before it would be another image.

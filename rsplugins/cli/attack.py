@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,8 @@ def attack(
 ) -> None:
     """Attack a model: PGD, the same with rescaled logits, and AutoAttack. Survival proves nothing.
 
-    A gap of more than 5 points between PGD and AutoAttack is flagged as likely gradient masking.
+    A gap of more than 5 points between PGD and AutoAttack is flagged as likely gradient masking where it is beyond the sampling
+    error (McNemar's exact test, 1 %).
     """
     import dataclasses
 
@@ -59,13 +61,24 @@ def attack(
         settings,
         out,
         identity={"model": model, "data": data, "split": split, "weights": classifier.fingerprint()},
-        progress=lambda done, total: say(f"attacked {done} of {total} inputs"),
+        progress=_progress(),
     )
     if as_json:
         print_json(dataclasses.asdict(result))
     else:
         _print(result, settings)
     say(f"records: {shown_path(out)}")
+
+
+def _progress() -> Callable[[int, int], None]:
+    begun: list[int] = []
+
+    def show(done: int, total: int) -> None:
+        resumes = not begun and done > 0
+        begun.append(done)
+        say(f"resuming: {done} of {total} inputs are attacked already" if resumes else f"attacked {done} of {total} inputs")
+
+    return show
 
 
 def _print(result: Any, settings: Any) -> None:
@@ -84,3 +97,5 @@ def _print(result: Any, settings: Any) -> None:
     console.print(f"scale check of PGD: {scaled}, margin loss {100 * result.margin:.1f}")
     for flag in result.flags:
         console.print(f"WARNING: {flag}", style="bold yellow")
+    for note in result.notes:
+        console.print(f"note: {note}")

@@ -66,7 +66,7 @@ def certify(
     """Certify a model on a data set.
 
     Without arguments: the embedded digits classifier, with the default certifiers. The same command resumes a run that was
-    interrupted. Exit codes: 0 done, 1 a method or an input failed, 2 wrong use.
+    interrupted. Exit codes: 0 done, 1 a method or an input failed, 2 wrong use, 130 the interrupt key, 143 SIGTERM.
     """
     from rsplugins.certifier import Execution
     from rsplugins.runs.campaign import Request, carry_out

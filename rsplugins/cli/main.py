@@ -1,20 +1,23 @@
 """The application: collects the commands, and turns errors into exit codes.
 
-Exit codes: 0 done, 1 a failed check, 2 wrong use, 130 interrupted.
+Exit codes: 0 done, 1 a failed check, 2 wrong use, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from rsplugins.errors import RspluginsError
+from rsplugins.stopping import EXIT_CODES, ended, terminable
 
 _INTERRUPTED = 130
+_RESUMED = ("certify", "train", "attack")
 
 COMMANDS = ("certify", "runs", "plugins", "new", "bench", "doctor", "train", "attack", "lipschitz", "zoo")
 """Modules of this package, each with ``register(app)``; they import heavy modules only inside their functions."""
@@ -55,8 +58,9 @@ def main() -> NoReturn:
     from rsplugins.cli import plugins
 
     try:
-        if not plugins.shortcut(sys.argv[1:]):
-            build()()
+        with terminable():
+            if not plugins.shortcut(sys.argv[1:]):
+                build()()
     except RspluginsError as error:
         print(f"rsplugins: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
@@ -64,9 +68,7 @@ def main() -> NoReturn:
         # typer turns the interrupt key into this exit code, without a word
         if isinstance(end, SystemExit) and end.code != _INTERRUPTED:
             raise
-        kept = "what was computed is kept (of training, its last checkpoint), and the same command resumes"
-        print(f"rsplugins: interrupted; {kept}", file=sys.stderr)  # noqa: T201
-        sys.exit(_INTERRUPTED)
+        _say_ended(sys.argv[1:])
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             _leave_the_pipe()
@@ -76,6 +78,16 @@ def main() -> NoReturn:
             print("  next step: check the path, its permissions and the free space; the same command resumes", file=sys.stderr)  # noqa: T201
             sys.exit(1)
     sys.exit(0)
+
+
+def _say_ended(words: list[str]) -> NoReturn:
+    """Say what is kept and how to go on; commands that keep nothing say nothing of it."""
+    number, notes = ended()
+    what = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    if not notes and words and words[0] in _RESUMED:
+        notes = ["what was computed is kept (of training, its last checkpoint), and the same command resumes"]
+    print("\n  ".join(["; ".join([f"rsplugins: {what}", *notes[:1]]), *notes[1:]]), file=sys.stderr)  # noqa: T201
+    sys.exit(EXIT_CODES[signal.Signals(number)])
 
 
 def _leave_the_pipe() -> None:

@@ -15,8 +15,10 @@ def register(app: typer.Typer) -> None:
 
 def new(
     name: Annotated[str, typer.Argument(help="What the plugin brings is called so: lower-case letters, digits, hyphens.")],
-    kind: Annotated[str, typer.Option(help="certifier, training-hook or model-source.")] = "certifier",
-    directory: Annotated[Path, typer.Option(help="Where the folder rsplugins-NAME is made.")] = Path(),
+    kind: Annotated[
+        str, typer.Option(help="certifier, training-hook, model-source, dataset, bound-operator or moment-rule.")
+    ] = "certifier",
+    directory: Annotated[Path, typer.Option(help="Where the folder NAME is made.")] = Path(),
 ) -> None:
     """Write a plugin package that installs, works and passes its contract before anything is changed."""
     from rsplugins.errors import ParameterError
@@ -30,4 +32,5 @@ def new(
 
     for path in write_plugin(name, kind, directory):
         typer.echo(f"wrote {path}")
-    typer.echo(f"\nnext: pip install -e {directory / f'rsplugins-{name}'} && rsplugins plugins check {name} --kind {kind}")
+    more = " --reference linear" if kind == "model-source" else ""
+    typer.echo(f"\nnext: pip install -e {directory / name} && rsplugins plugins check {name} --kind {kind}{more}")

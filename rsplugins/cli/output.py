@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rsplugins.errors import ParameterError
 
 if TYPE_CHECKING:
-    from rsplugins.runs.scoring import Run
+    from rsplugins.runs.run import Run
 
 PIPED_WIDTH = 140
 WIDTHS = ((4, 128), (3, 118), (2, 107), (1, 96))

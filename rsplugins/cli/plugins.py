@@ -32,7 +32,9 @@ def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for machines.")] = False,
     kind: Annotated[
         str | None,
-        typer.Option(help="Only certifier, model-source, dataset, bound-operator, training-hook, or plugin (those that failed)."),
+        typer.Option(
+            help="certifier, model-source, dataset, bound-operator, moment-rule, training-hook, or plugin (those that failed)."
+        ),
     ] = None,
 ) -> None:
     """List what the installed plugins bring: guarantee, norms, where from, and whether it works.
@@ -55,7 +57,7 @@ def show_plugin(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list for machines.")] = False,
     kind: Annotated[str | None, typer.Option(help="Only this kind, where several have the name.")] = None,
 ) -> None:
-    """Show what can be set of a certifier, training hook or model source: names, types, ranges, defaults, meanings."""
+    """Show what a plugin brings, and what can be set of it: names, types, ranges, defaults, meanings."""
     from rsplugins.cli.output import plain_warnings
     from rsplugins.errors import UnknownNameError
     from rsplugins.host import Status, get_host
@@ -76,10 +78,16 @@ def show_plugin(
 
 
 def check_plugin(
-    name: Annotated[str, typer.Argument(help="A certifier, training hook, or model source.")],
-    kind: Annotated[str, typer.Option(help="certifier, training-hook or model-source.")] = "certifier",
+    name: Annotated[str, typer.Argument(help="What a plugin brings, as `rsplugins plugins list` names it.")],
+    kind: Annotated[str | None, typer.Option(help="Only this kind, where several have the name.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value: a parameter to check it with; repeatable.")] = None,
-    reference: Annotated[str, typer.Option(help="For a model source: a model that can be loaded here.")] = "",
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="A model that a source can load here; what follows a data set's colon; or module:attribute, which makes a layer "
+            "with the operator of a bound operator or moment rule."
+        ),
+    ] = "",
     about: Annotated[
         str | None, typer.Option(help="What a certifier's claims are about: classifier, smoothed, or own; see docs.")
     ] = None,
@@ -131,7 +139,7 @@ def shortcut(arguments: list[str]) -> bool:
 def _row(entry: Entry) -> dict[str, Any]:
     """The fields of one entry as plain JSON values; what its kind does not have is null or empty."""
     descriptor = entry.descriptor
-    guarantee = getattr(descriptor, "guarantee", None)
+    guarantee, operator = getattr(descriptor, "guarantee", None), getattr(descriptor, "operator", None)
     return {
         "name": entry.name,
         "kind": entry.kind,
@@ -146,6 +154,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "summary": "" if descriptor is None else descriptor.summary,
         "factory": "" if descriptor is None else descriptor.factory,
         "argument": getattr(descriptor, "argument", ""),
+        **({} if operator is None else {"operator": operator}),
     }
 
 
@@ -177,6 +186,11 @@ _HOW = {
     "certifier": "set by --set NAME=VALUE, or rsplugins.certify(..., NAME=VALUE)",
     "training-hook": "set by NAME = VALUE under [[hooks]] in a recipe",
     "model-source": "set by --model-option NAME=VALUE, or rsplugins.load(..., NAME=VALUE)",
+    "dataset": "set by --data-option NAME=VALUE, or rsplugins.data.load(..., NAME=VALUE)",
+}
+_TAKEN = {
+    "bound-operator": "taken by bound certifiers (estimates by etb) where a network has it; --set exclude=NAME leaves it out",
+    "moment-rule": "taken by covariance and covariance-guided where a network has it",
 }
 
 
@@ -189,6 +203,9 @@ def _print_entry(entry: Entry, known: list[Parameter]) -> None:
     typer.echo(f"{entry.label}: {row['summary']}")
     guarantee = f"{row['guarantee']}; " if row["guarantee"] else ""
     typer.echo(f"  {guarantee}{', '.join(row['norms'])}{'; ' if row['norms'] else ''}{row['factory']}")
+    if "operator" in row:
+        asked = getattr(entry.descriptor, "default", True)
+        typer.echo(f"  operator {row['operator']}; {_TAKEN[entry.kind] if asked else 'taken by certifiers that name it'}")
     if row["status"] != "active":
         typer.echo(f"  {row['status']}: {row['reason']}\n    {row['fix']}\n")
         return

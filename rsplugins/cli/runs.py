@@ -12,7 +12,7 @@ from rsplugins.errors import ParameterError, RunError, UsageError
 
 if TYPE_CHECKING:
     from rsplugins.runs.manifest import Manifest
-    from rsplugins.runs.scoring import Run
+    from rsplugins.runs.run import Run
     from rsplugins.runs.tables import Table
 
 Directory = Annotated[Path, typer.Argument(help="A run directory.")]
@@ -224,7 +224,7 @@ def import_tsv(
 def _open(directory: Path, manifest: Manifest | None = None) -> Run:
     from dataclasses import replace
 
-    from rsplugins.runs.scoring import claim_function, score
+    from rsplugins.runs.rows import claim_function, score
     from rsplugins.runs.verify import examine
 
     found = examine(directory)

@@ -36,7 +36,8 @@ def train(
 
     On several devices: torchrun --no-python --nproc-per-node=N rsplugins train RECIPE --out DIR
 
-    Exit codes: 0 done or stopped by the time budget, 1 the loss was not finite, 2 wrong use.
+    Exit codes: 0 done or stopped by the time budget, 1 the loss was not finite, 2 wrong use, 130 the interrupt key and
+    143 SIGTERM, both after a checkpoint.
     """
     from rsplugins.training.batch import train_all
     from rsplugins.training.recipe import load_recipe, parse_overrides

@@ -107,15 +107,19 @@ class DatasetDescriptor(Descriptor):
 class BoundOperatorDescriptor(Descriptor):
     """An auto-LiRPA operator: the factory is a Bound class, applied through ``custom_ops`` of one BoundedModule.
 
+    One that is not elementwise has to say its rounding, by ``interval_rounding`` and ``linear_rounding``: see docs/hooks.md.
+
     Attributes:
-        operator: the ONNX name it replaces, such as ``"onnx::Gemm"``.
-        guarantee: of the bounds it computes.
+        operator: the ONNX name it bounds, such as ``"onnx::Elu"``; where auto-LiRPA has bounds of its own, these replace them.
+        guarantee: of the bounds it computes. Certifiers with a guarantee take DETERMINISTIC ones only.
+        default: whether every bound certifier takes it where a network has that operator; otherwise only those that name it.
     """
 
     kind: ClassVar[str] = "bound-operator"
 
     operator: str = ""
     guarantee: Guarantee = Guarantee.ESTIMATE
+    default: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,10 +130,11 @@ class BoundOperatorDescriptor(Descriptor):
 
 @dataclass(frozen=True)
 class MomentRuleDescriptor(Descriptor):
-    """What an auto-LiRPA operator does to a Gaussian; the factory is a function from a ``rsplugins.moments.rules.Site``.
+    r"""What an auto-LiRPA operator does to a Gaussian; the factory is a function from a ``rsplugins.moments.rules.Site``.
 
     Attributes:
         operator: the class name of auto-LiRPA's operator, such as ``"BoundSoftplus"``; comes before a built-in rule for it.
+            One that auto-LiRPA does not have is traced by the rule's own ``forward``, from the node and its inputs.
     """
 
     kind: ClassVar[str] = "moment-rule"

@@ -91,10 +91,11 @@ class HookSpecs:
             def rsplugins_bound_operators():
                 return [
                     rsplugins.BoundOperatorDescriptor(
-                        name="my-gemm",
-                        summary="tighter linear layers",
-                        operator="onnx::Gemm",
-                        factory="my_package.operators:BoundMyGemm",
+                        name="elu",
+                        summary="bounds of ELU",
+                        operator="onnx::Elu",
+                        factory="my_package.operators:BoundElu",
+                        guarantee=rsplugins.Guarantee.DETERMINISTIC,
                         requires=("auto-LiRPA>=0.3",),
                     )
                 ]

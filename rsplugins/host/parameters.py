@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rsplugins.host.entries import Entry, guard
 
+_LOADED = ("root", "split", "input_size", "preparation")
+"""What ``rsplugins.data.load`` hands to a data set by itself."""
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -42,12 +44,12 @@ class Parameter:
 
 
 def parameters(entry: Entry) -> list[Parameter]:
-    """Return what can be set of a certifier, a training hook or a model source; of other kinds nothing can.
+    """Return what can be set of a certifier, a training hook, a model source or a data set; of other kinds nothing can.
 
     Raises:
         PluginUnavailableError, PluginError: its factory cannot be imported, or is not what its kind asks for.
     """
-    if entry.kind not in ("certifier", "training-hook", "model-source"):
+    if entry.kind not in ("certifier", "training-hook", "model-source", "dataset"):
         return []
     factory = entry.load()
     with guard(entry, "while its parameters were read"):
@@ -55,7 +57,8 @@ def parameters(entry: Entry) -> list[Parameter]:
             return _of_model(factory.Parameters)
         if dataclasses.is_dataclass(factory) and isinstance(factory, type):
             return _of_dataclass(factory)
-        return _of_call(factory, skip=entry.kind == "model-source")
+        found = _of_call(factory, skip=entry.kind in ("model-source", "dataset"))
+        return [each for each in found if each.name not in _LOADED] if entry.kind == "dataset" else found
 
 
 def _of_model(model: Any) -> list[Parameter]:

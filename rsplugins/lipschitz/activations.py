@@ -92,13 +92,15 @@ SLOPES: dict[str, Callable[..., float | None]] = {
 """By name: the slope, given the function's own settings; None when these settings have no bound."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "leaky_relu": ("negative_slope", "inplace"),
-    "elu": ("alpha", "inplace"),
-    "celu": ("alpha", "inplace"),
+    "leaky_relu": ("negative_slope",),
+    "elu": ("alpha",),
+    "celu": ("alpha",),
+    "hardtanh": ("min_val", "max_val"),
     "softplus": ("beta", "threshold"),
+    "softshrink": ("lambd",),
     "gelu": ("approximate",),
 }
-"""The settings that follow the input, in the order of the functional form."""
+"""The settings that follow the input, ``inplace`` apart."""
 
 MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import fx
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.calls import is_restless, value_of
+from rsplugins.lipschitz.calls import is_known_module, is_restless, value_of
 from rsplugins.lipschitz.norms import TOLERANCE
-from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched, kept_generators
+from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
-from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, total_operations, trace
+from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, known_size, total_operations, trace
 from rsplugins.lipschitz.values import Evaluation, Value
+from rsplugins.watch import check_function as watch
+from rsplugins.watch import kept_generators
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Analysis:
                 fix="Make the certifier again, or call rsplugins.certify, which does.",
             )
 
+    @full_precision()
     def constant(self, node: fx.Node | None = None) -> float:
         """Return an upper bound of the Lipschitz constant from the raw image to a node (the logits by default).
 
@@ -92,6 +97,8 @@ class Analysis:
             UnsupportedLayerError: a layer on the way has no bound; names it and the nearest cut before it.
         """
         node = node or self.traced.output
+        if not self.traced.info[node].varying:
+            return 0.0
         if node not in self.values:
             raise self._unsupported(node)
         for earlier in self.traced.graph.nodes:  # in order, so that no recursion runs deep
@@ -200,6 +207,7 @@ def _folded(value: Value, user: Value | None) -> bool:
     return user is not None and user is not value and user.note == "fused" and user.inputs == value.inputs
 
 
+@full_precision()
 def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *, tolerance: float = TOLERANCE) -> Analysis:
     """Trace a Classifier and set up the bound of every node; norms are computed when they are asked for.
 
@@ -221,7 +229,9 @@ def analyse(classifier: Classifier, input_size: tuple[int, ...] | None = None, *
     check_untouched(classifier)
     classifier = private_copy(classifier)
     with kept_generators(classifier.device):
-        traced = trace(classifier, input_size)
+        size = known_size(classifier, input_size)
+        watch(classifier, torch.zeros(1, *size, device=classifier.device), exact=not is_restless(classifier))
+        traced = trace(classifier, is_known_module, size)
         check_function(traced, classifier, restless=is_restless(classifier))
     analysis = Analysis(classifier, traced, sha256, evaluation=Evaluation(tolerance))
     overwritten = overwritten_too_early(traced)

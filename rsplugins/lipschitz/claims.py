@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
+from rsplugins.certificate import BESIDE, Claim, Evidence, Guarantee, Norm
 from rsplugins.errors import RunError
 from rsplugins.statistics.claims import ASSUMPTIONS, votes_claim
 from rsplugins.statistics.radii import RADIUS_SLACK, round_down
@@ -74,7 +74,7 @@ def _beside(claim: Claim, evidence: Evidence) -> Claim:
     plain = lipschitz_margin(evidence["margin"], {})
     if plain.prediction != claim.prediction or plain.radius <= claim.radius:
         return claim
-    note = f"the plain classifier, another function, is certified further by lipschitz-margin: {round_down(plain.radius, 6)}"
+    note = f"{BESIDE}, is certified further by lipschitz-margin: {round_down(plain.radius, 6)}"
     return replace(claim, assumptions=(*claim.assumptions, note))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.lipschitz.analysis import Analysis
 from rsplugins.lipschitz.convolution import Convolution
 from rsplugins.lipschitz.norms import matrix_norm, times
@@ -19,6 +20,7 @@ _ROUNDING = 1e-5
 """How much of the largest pre-activation float32 may have got wrong."""
 
 
+@full_precision()
 def run_recording(analysis: Analysis, node: fx.Node, image: Tensor) -> tuple[Tensor, dict[fx.Node, Tensor]]:
     """Run the network up to a node, once.
 
@@ -46,6 +48,7 @@ def run_recording(analysis: Analysis, node: fx.Node, image: Tensor) -> tuple[Ten
     return seen[node], seen
 
 
+@full_precision()
 def local_constants(analysis: Analysis, node: fx.Node, seen: dict[fx.Node, Tensor], gammas: Sequence[float]) -> list[float]:
     r"""Return upper bounds of the Lipschitz constant from the image to a node on balls around one image.
 
@@ -96,7 +99,7 @@ class _Local(Evaluation):
         plain = self.constant(inner)
         if not isinstance(inner.operator, (Dense, Convolution)):
             return plain
-        activation = self.before[value][0].detach().to("cpu", torch.float64)
+        activation = self.before[value][0].detach().cpu().double()
         reach = _row_norms(inner.operator, activation.dim()) * self.constant(inner.inputs[0]) * self.gamma * (1.0 + 1e-9)
         awake = activation + reach > -_ROUNDING * activation.abs().max()
         if bool(awake.all()):

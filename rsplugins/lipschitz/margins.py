@@ -53,7 +53,7 @@ class MarginBounds:
             logits: (K,).
             slack: what rounding may have added to a margin, relative to the largest logit.
         """
-        logits = logits.detach().to("cpu", torch.float64)
+        logits = logits.detach().cpu().double()
         label = int(logits.argmax())
         bounds = self.pairs(label, len(logits))
         margins = logits[label] - logits - slack * logits.abs().max()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as modules
@@ -49,18 +44,6 @@ def check_untouched(classifier: Classifier) -> None:
             cause="torch.nn.modules.module.register_module_forward_hook, or a profiler; such a hook can change every layer.",
             fix="Remove them first.",
         )
-
-
-@contextmanager
-def kept_generators(device: torch.device) -> Iterator[None]:
-    """Put the global random generators back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def check_function(traced: Traced, classifier: Classifier, *, restless: bool) -> None:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UsageError
+from rsplugins.watch import lines
+from rsplugins.watch.taint import tensors
+from rsplugins.watch.writes import version
 
 PREPROCESS = "preprocess"
 """Path of the node that resizes and normalises; a network's own layer of this name would have to be called otherwise."""
 
 _SHAPE_FUNCTIONS = {"size", "dim", "numel", "ndimension", "element_size"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
+
+
+class UnsupportedLayerError(UsageError):
+    """A layer without a sound Lipschitz bound; the fix names a cut before it where one helps."""
 
 
 class Preprocess(nn.Module):
@@ -56,12 +65,16 @@ class Info:
         static: the value, where it does not depend on the image's pixels (weights, numbers, shapes).
         varying: whether it depends on the pixels.
         operations: floating-point operations of this node.
+        memory: names of the memory that its tensors lie in.
+        written: names of the memory that it wrote in place, of what it was given.
     """
 
     shape: tuple[int, ...] | None
     static: Any
     varying: bool
     operations: int
+    memory: frozenset[int] = frozenset()
+    written: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -141,6 +154,18 @@ def descendants(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
+class _InPlace(fx.Proxy):
+    """A value of which ``h += g`` is recorded as a write: torch.fx has ``h = h + g``, and other names of h would miss it."""
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda value, other: value.tracer.create_proxy("call_function", function, (value, other), {})
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "iand", "ior", "ixor"):
+    setattr(_InPlace, f"__{_name}__", _augmented(getattr(operator, _name)))
+
+
 class Tracer(fx.Tracer):
     """Traces through everything but leaves; a layer that cannot be traced becomes one opaque node.
 
@@ -148,11 +173,17 @@ class Tracer(fx.Tracer):
         is_leaf: from a module and its path to whether it is one node; None leaves it to torch.fx.
     """
 
+    record_stack_traces = True
+
     def __init__(self, is_leaf: Callable[[nn.Module, str], bool | None]) -> None:
         super().__init__()
         self.outputs: dict[str, list[fx.Node]] = defaultdict(list)
         self.opaque: dict[str, str] = {}
         self._is_leaf = is_leaf
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the stand-in for a node's value."""
+        return _InPlace(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node."""
@@ -162,13 +193,15 @@ class Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace a call, and note the node it returned under the module's path."""
         path = self.path_of_module(m)
-        scope, stack = self.scope, self.module_stack.copy()
+        scope, stack, before = self.scope, self.module_stack.copy(), set(self.graph.nodes)
         try:
             result = super().call_module(m, forward, args, kwargs)
         except Exception as error:
             if path == "module" or not _plain((args, kwargs)):
                 raise
             self.scope, self.module_stack = scope, stack  # the failed attempt may have left its own behind
+            for node in reversed([node for node in self.graph.nodes if node not in before]):
+                self.graph.erase_node(node)
             self.opaque[public_path(path)] = str(error).split("\n")[0]
             result = self.create_proxy("call_module", path, args, kwargs)
         if isinstance(result, fx.Proxy):
@@ -185,44 +218,50 @@ def _plain(value: Any) -> bool:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the graph once and notes shapes, constants and operations."""
+    """Runs the graph once and notes shapes, constants, operations and which memory is read and written."""
 
     def __init__(self, traced: Traced, counter: FlopCounterMode) -> None:
         super().__init__(traced.root, graph=traced.graph)
         self.traced = traced
         self.counter = counter
+        self._kept: dict[int, StorageWeakRef] = {}  # so that no name of memory is given twice
 
     def run_node(self, n: fx.Node) -> Any:
         before = self.counter.get_total_flops()
+        given = [tensor for node in n.all_input_nodes for tensor in tensors(self.env[node])]
+        versions = [version(tensor) for tensor in given]
         result = super().run_node(n)
         if n.op != "output":
+            written = [tensor for tensor, count in zip(given, versions, strict=True) if version(tensor) != count]
             varying = n.op == "placeholder" or any(self.traced.info[i].varying for i in n.all_input_nodes)
-            varying = varying and not _reads_shape(n)
+            varying = varying and not reads_shape(n)
             shape = tuple(result.shape) if isinstance(result, Tensor) else None
             operations = self.counter.get_total_flops() - before
-            self.traced.info[n] = Info(shape, None if varying else result, varying, operations)
+            static = None if varying else result
+            self.traced.info[n] = Info(shape, static, varying, operations, self._memory(tensors(result)), self._memory(written))
         return result
 
+    def _memory(self, found: Iterable[Tensor]) -> frozenset[int]:
+        storages = [tensor.untyped_storage() for tensor in found if tensor.layout is torch.strided]
+        for storage in storages:
+            if storage._cdata not in self._kept:
+                self._kept[storage._cdata] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+        return frozenset(storage._cdata for storage in storages)
 
-def _reads_shape(node: fx.Node) -> bool:
+
+def reads_shape(node: fx.Node) -> bool:
+    """Return whether a node gives something of a tensor that does not depend on its values."""
     if node.op == "call_method":
         return node.target in _SHAPE_FUNCTIONS
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
 
 
-def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> Traced:
-    """Trace a Classifier and run it once on a grey image.
-
-    Args:
-        classifier: in eval mode.
-        input_size: shape of one raw image; taken from the Classifier when left out.
+def known_size(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Check that a Classifier can be traced as far as its mode and dtype go, and return the shape of one raw image.
 
     Raises:
-        UsageError: the network's own forward branches on its input, returns something else than a tensor, is in training mode, or
-            the size is not known.
+        UsageError: it is in training mode, its weights are coarser than float32, or the size is not known.
     """
-    from rsplugins.lipschitz.calls import is_known_module
-
     classifier.check_ready()
     if classifier.dtype not in (torch.float32, torch.float64):
         raise UsageError(
@@ -236,8 +275,24 @@ def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> 
             "The size of the images is not known, and the bound of a convolution depends on it.",
             fix="Pass input_size=(C, H, W) to wrap().",
         )
+    return size
+
+
+def trace(classifier: Classifier, is_known: Callable[[nn.Module], bool], input_size: tuple[int, ...] | None = None) -> Traced:
+    """Trace a Classifier and run it once on a grey image.
+
+    Args:
+        classifier: in eval mode.
+        is_known: whether a layer stands in the graph as one node, whatever its forward does.
+        input_size: shape of one raw image; taken from the Classifier when left out.
+
+    Raises:
+        UsageError: the network's own forward branches on its input, returns something else than a tensor, is in training mode, or
+            the size is not known.
+    """
+    size = known_size(classifier, input_size)
     root = Pipeline(classifier).eval()
-    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known_module(m) else None)
+    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known(m) else None)
     try:
         graph = tracer.trace(root)
     except Exception as error:
@@ -248,23 +303,50 @@ def trace(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> 
             fix="Rewrite that part, or move it into a layer of its own: such a layer stands in the graph as one node.",
         ) from error
     traced = Traced(root, graph, outputs=dict(tracer.outputs), opaque=tracer.opaque)
-    _drop_unused(traced)
     counter = FlopCounterMode(display=False)
     image = torch.full((1, *size), 0.5, device=classifier.device)
     with torch.no_grad(), counter:
         _Recorder(traced, counter).run(image)
+    _drop_unused(traced)
     return traced
 
 
 def _drop_unused(traced: Traced) -> None:
-    # Failed attempts at tracing a layer leave nodes behind that nothing uses; assertions are of no use here either.
+    # Assertions are of no use here. A write in place is of use although nothing takes what it returns.
     needed = traced.needed() | {traced.input}
+    lasting = frozenset().union(*(info.memory for node, info in traced.info.items() if node.op == "get_attr"))
     for node in reversed(list(traced.graph.nodes)):
-        if node.op != "output" and node not in needed:
-            traced.graph.erase_node(node)
+        if node.op == "output":
+            continue
+        written = traced.info[node].written
+        if written & lasting or (written and node not in needed):
+            raise _lost(traced, node)
+        if node in needed:
+            continue
+        traced.graph.erase_node(node)
+        del traced.info[node]
     traced.outputs = {
         path: kept for path, nodes in traced.outputs.items() if (kept := [node for node in nodes if node in needed])
     }
+
+
+def _lost(traced: Traced, node: fx.Node) -> UsageError:
+    line = lines.of_stack(node.stack_trace or "")
+    if node.kwargs.get("out") is not None:
+        name = getattr(node.target, "__name__", node.target)
+        return UnsupportedLayerError(
+            f"Layer {traced.path(node)!r} ({name}) has no sound Lipschitz bound: {name} is called with out=a tensor"
+            f"{lines.place(line)}. Nothing was certified.",
+            cause="a trace keeps one tensor for the writes of all calls, or none of what reads it afterwards.",
+            fix=f"Use what {name} returns, without out=.",
+        )
+    return UsageError(
+        f"What torch.fx traces without a write in place differs from the whole network: {line or traced.path(node)}. "
+        "Nothing was certified.",
+        cause="forward changes a tensor in place that outlives the call, or does not use what the call returns, so that it is in "
+        "no path to the logits.",
+        fix="Write it out of place: h = h - g for h.sub_(g).",
+    )
 
 
 def total_operations(traced: Traced, nodes: set[fx.Node]) -> int:

@@ -44,6 +44,17 @@ class Block:
         return layer if self.normalised is None else _normalised(layer, self.normalised)
 
     @property
+    def opening_sizes(self) -> Layer:
+        """What the opening layer's rounding is relative to: its absolute values, before what batch normalisation cancels."""
+        layer = layer_of(self.first).sizes()
+        return layer if self.normalised is None else _normalised(layer, self.normalised, sizes=True)
+
+    @property
+    def constants(self) -> list[Any]:
+        """The nodes of the weights."""
+        return [*self.first.inputs[1:], *(self.normalised.inputs[1:] if self.normalised is not None else [])]
+
+    @property
     def preactivation(self) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds before the ReLU."""
         lower, upper = (self.normalised or self.first).interval
@@ -110,8 +121,10 @@ def _constant(node: Any) -> Tensor:
     return value
 
 
-def _normalised(layer: Layer, node: Any) -> Layer:
+def _normalised(layer: Layer, node: Any, *, sizes: bool = False) -> Layer:
     weight, bias, mean, variance = (_constant(parameter) for parameter in node.inputs[1:5])
+    if sizes:
+        weight, bias, mean = weight.abs(), bias.abs(), -mean.abs()
     scale = weight / torch.sqrt(variance + node.eps)
     shift = bias - mean * scale if layer.bias is None else bias + (layer.bias - mean) * scale
     if isinstance(layer, Dense):

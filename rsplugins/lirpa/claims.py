@@ -4,7 +4,10 @@ Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
 
     {"logits": [K numbers],
      "certified": {"eps": 0.031, "margins": [K - 1 lower bounds]} or None,
-     "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None}
+     "refuted": {"eps": 0.032, "margins": [K - 1 lower bounds]} or None,
+     "rounding": "outward" or absent}
+
+``operators``, where plugins' bound operators took part, names them with their versions.
 
 ``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not
 a number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
@@ -15,12 +18,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
+from rsplugins.certificate import CLIPPED, Claim, Evidence, Guarantee, Norm
 
 SLACK = {"float64": 1e-10, "float32": 1e-5}
-"""What a margin must exceed, relative to 1 + the largest logit: far more than the rounding of a bound in that dtype."""
+"""What a margin must exceed, relative to 1 + the largest logit, on top of the outward rounding of the bounds."""
 
-ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dtype} with a relative slack of {slack:g}"
+ASSUMPTION = "float-idealised: of the network in exact arithmetic; bounds in {dtype}{rounded} with a relative slack of {slack:g}"
+
+OUTWARD = "outward"
+"""What evidence says under "rounding" when its margins are bounds whatever the rounding. Older evidence, which says nothing, was
+left to the slack."""
+
+
+OPERATORS = "bounds of {operators}{rounded}, as the plugin promises"
 
 
 def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
@@ -53,7 +63,8 @@ def bounds_claim(
 
     Args:
         evidence: see the module.
-        parameters: of the certifier: ``norm`` and ``dtype``.
+        parameters: of the certifier: ``norm`` and ``precision``, which records of earlier releases call ``dtype``; with ``clip``
+            the claim says that it is of the cut ball.
         rule: what the bounds rest on.
         guarantee: of the bounds.
         dtype: which the bounds were computed in, when it is not the parameter.
@@ -64,12 +75,14 @@ def bounds_claim(
     Example:
         >>> refuted = {"eps": 0.26, "margins": [-0.1]}
         >>> evidence = {"logits": [3.0, 1.0], "certified": {"eps": 0.25, "margins": [0.5]}, "refuted": refuted}
-        >>> claim = bounds_claim(evidence, {"norm": "linf", "dtype": "float64"}, rule="ibp")
+        >>> claim = bounds_claim(evidence, {"norm": "linf", "precision": "float64"}, rule="ibp")
         >>> claim.prediction, claim.radius, str(claim.guarantee)
         (0, 0.25, 'deterministic')
     """
-    logits, dtype = evidence["logits"], dtype or parameters["dtype"]
+    logits, dtype = evidence["logits"], dtype or parameters.get("precision") or parameters["dtype"]
     found = [entry for entry in (evidence["certified"], evidence["refuted"]) if entry is not None]
+    outward = evidence.get("rounding") == OUTWARD
+    rounded, promised = (", rounded outward,", ", their rounding included") if outward else ("", "")
     radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
     return Claim(
         prediction=logits.index(max(logits)),
@@ -78,7 +91,11 @@ def bounds_claim(
         norm=Norm(parameters["norm"]),
         alpha=None,
         rule=rule,
-        assumptions=(ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype]),),
+        assumptions=(
+            ASSUMPTION.format(dtype=dtype, slack=SLACK[dtype], rounded=rounded),
+            *((CLIPPED,) if parameters.get("clip") else ()),
+            *(OPERATORS.format(operators=each, rounded=promised) for each in evidence.get("operators", ())),
+        ),
     )
 
 

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.blocks import Block, find_block, layer_of
-from rsplugins.lirpa.rows import Dense, Layer, deviation
+from rsplugins.lirpa.outward import Outward, error, merged
+from rsplugins.lirpa.rows import Convolution, Dense, Layer, deviation
 
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundConv, BoundLinear, BoundMatMul  # noqa: E402
@@ -44,8 +45,8 @@ def estimate(closing: Layer, block: Block) -> Bounds:
     return _centered(closing, block, (upper >= 0).to(upper.dtype))
 
 
-def sound(closing: Layer, block: Block, slope: Slope = "chord") -> Bounds:
-    """Return the sound bounds of a block, not yet intersected with interval bounds."""
+def sound(closing: Layer, block: Block, slope: Slope = "chord") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sound bounds of a block, not yet intersected with interval bounds, and the neurons' slopes and gaps."""
     lower, upper = block.preactivation
     unstable = (lower < 0) & (upper > 0)
     if slope == "pass":
@@ -53,9 +54,31 @@ def sound(closing: Layer, block: Block, slope: Slope = "chord") -> Bounds:
     else:
         # The inner `where` keeps a division by zero out of the gradient.
         slopes = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(upper.dtype))
-    gap = torch.where(unstable, -lower * slopes, 0.0)
+    # relu(z) - s z is largest at one of the ends, whatever s in [0, 1] is: it may be a rounded chord's.
+    gap = torch.where(unstable, torch.maximum(-lower * slopes, (1 - slopes) * upper), 0.0)
     low, high = _centered(closing, block, slopes)
-    return low + closing.sided(gap, -1), high + closing.sided(gap, 1)
+    return low + closing.sided(gap, -1), high + closing.sided(gap, 1), slopes, gap
+
+
+def rounding(closing: Layer, terms: int, block: Block, slopes: Tensor, gap: Tensor) -> Tensor:
+    """Return what the bounds of :func:`sound` are off by, by their rounding.
+
+    Args:
+        closing: the absolute values of the closing layer.
+        terms: how many products each of its weights is a sum of.
+        block: the rest of the block.
+        slopes: of the neurons.
+        gap: between the neurons and their slopes, at most.
+    """
+    opening, (center, ball) = block.opening_sizes, block.center_and_ball
+    largest = center.abs() + ball.weights * ball.eps
+    magnitude = closing.apply(slopes * opening.apply(largest) + gap)
+    inner, outer = closing.fan_in, opening.fan_in
+    # A row of the Jacobian has no more entries than the input, and none outside the taps of both layers.
+    entries = ball.weights[0].numel()
+    if isinstance(closing, Convolution) and isinstance(opening, Convolution):
+        entries = min(entries, opening.fan_in * opening.groups * closing.weight[0, 0].numel())
+    return error(2 * (inner + outer + entries + terms) + 64, magnitude)
 
 
 def _centered(closing: Layer, block: Block, slopes: Tensor) -> Bounds:
@@ -82,14 +105,23 @@ class _SoundEtb:
     """Interval propagation of sound ETB: never wider than plain interval bounds."""
 
     slope: ClassVar[Slope] = "chord"
+    rounds_itself: ClassVar[bool] = True
+    outward: Outward | None = None
 
     def interval_propagate(self: Any, *v: Any, C: Tensor | None = None) -> Any:
         """Bound this node's output from its inputs' intervals, with the specification ``C`` merged in when there is one."""
-        low, high = _plain(self, v, C)
+        outward = self.outward
+        low, high = _plain(self, v, C) if outward is None else outward.widened(self, v, lambda: _plain(self, v, C), C)
         block = find_block(self)
-        if block is None or not block.is_bounded:
+        if block is None or not block.is_bounded or not _is_exact(self, block, outward):
             return low, high
-        other_low, other_high = sound(_specified(layer_of(self), C), block, self.slope)
+        closing = layer_of(self)
+        other_low, other_high, slopes, gap = sound(_specified(closing, C), block, self.slope)
+        if outward is not None and outward.active:
+            with torch.no_grad():
+                terms, sizes = _specified_sizes(closing, C)
+                off = rounding(sizes, terms, block, slopes, gap)
+            other_low, other_high = other_low - off, other_high + off
         return torch.maximum(low, other_low), torch.minimum(high, other_high)
 
 
@@ -112,6 +144,19 @@ def _specified(layer: Layer, C: Tensor | None) -> Layer:
         return layer
     assert isinstance(layer, Dense)  # auto-LiRPA merges a specification into linear nodes only
     return Dense(C @ layer.weight, None if layer.bias is None else C @ layer.bias)
+
+
+def _specified_sizes(layer: Layer, C: Tensor | None) -> tuple[int, Layer]:
+    sizes = layer.sizes()
+    if C is None or not isinstance(sizes, Dense):
+        return 0, sizes
+    terms, weight, bias = merged(C, sizes.weight, sizes.bias)
+    return terms, Dense(weight, bias)
+
+
+def _is_exact(node: Any, block: Block, outward: Outward | None) -> bool:
+    """Whether no weight of a block is itself computed, with rounding of its own; interval bounds account for that."""
+    return outward is None or all(outward.radius(constant) is None for constant in (*node.inputs[1:], *block.constants))
 
 
 class EtbLinear(_Etb, BoundLinear):  # type: ignore[misc]

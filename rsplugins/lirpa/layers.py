@@ -23,6 +23,11 @@ _NEAREST = {
     "Resize": "Resize the images before the model and certify at its own input size; inside it, a strided nn.Conv2d.",
     "Upsample": "Resize the images before the model and certify at its own input size; inside it, nn.ConvTranspose2d.",
     "Einsum": "nn.Linear or torch.matmul is the nearest supported operation.",
+    "Slice": "A strided nn.Conv2d (shortcuts of option B or C in ResNets) is the nearest supported downsampling.",
+    "Tile": "A class token is not supported: average over the tokens in its place (retrain with it).",
+    "Expand": "A class token is not supported: average over the tokens in its place (retrain with it).",
+    "Equal": "A class token is not supported (expand): average over the tokens in its place (retrain with it).",
+    "Attention": "nn.Linear and nn.Conv2d are what is supported of a transformer: attention is not.",
     "TopK": "Leave the selection out of the model: certifiers take logits.",
     "ArgMax": "Leave the argmax out: certifiers take logits.",
 }
@@ -39,7 +44,7 @@ def nearest_supported(operation: str, layer: str = "") -> str:
         >>> nearest_supported("onnx::MaxPool")
         'nn.AvgPool2d (stride equal to its kernel) or a strided nn.Conv2d is the nearest supported pooling.'
     """
-    name = operation.split("::")[-1]
+    name = operation.split("::")[-1] or "\0"
     if name in _NEAREST:
         return _NEAREST[name]
     for key, text in _NEAREST.items():

@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
-from rsplugins.errors import ParameterError
-from rsplugins.lirpa.graph import Operators, bounded, check_method, check_slopes, quiet, unsupported
+from rsplugins.double import bring, brought
+from rsplugins.errors import ParameterError, RspluginsError
+from rsplugins.lirpa.backward import OutwardLinear
+from rsplugins.lirpa.bridge import Operators, quiet
+from rsplugins.lirpa.diagnosis import unsupported
+from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_slopes
+from rsplugins.lirpa.outward import Outward, error, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.lirpa.search import is_out_of_memory
@@ -34,42 +40,63 @@ class BoundNetwork:
     propagation of them is sound: it drops the ball at a subtraction. A Classifier's resizing, for which auto-LiRPA has no bounds,
     becomes the linear layer that it is, behind the normalisation: bilinear weights sum to 1, so the two commute.
 
+    Everything is computed in full precision, whatever autocast or TF32 the caller is in.
+
     Args:
         model: a Classifier or any module from (B, ...) to (B, K), in eval mode where that matters.
         example: one or more raw inputs, for their shape.
         operators: custom operators of this network alone; see :func:`rsplugins.lirpa.graph.bounded`.
-        dtype: when given, a copy of the model in this dtype is bounded; otherwise the model itself, its parameters shared, so
-            that bounds can be trained through.
+        dtype: when given, a copy of the model in this dtype is bounded, and the bounds are rounded outward, as claims need them,
+            unless they are estimates; see :mod:`rsplugins.lirpa.outward`. Otherwise it is the model itself, its parameters
+            shared, so that bounds can be trained through, as they come out of floating point.
 
     Raises:
         UsageError, CheckpointError, ParameterError: see :func:`rsplugins.lirpa.graph.bounded`; also a Classifier that a
             subclass or a hook changes, and a leaky ReLU whose slope lies outside [0, 1].
     """
 
+    @full_precision()
     def __init__(
         self, model: nn.Module, example: Tensor, *, operators: Operators | None = None, dtype: torch.dtype | None = None
     ) -> None:
         if dtype is not None:
-            model = copy.deepcopy(model).to(dtype)
+            check_deployed(model, example)
+            model = brought(copy.deepcopy(model), dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
-        self._model, self._raw = model, example[:1].detach().to(self.device, self.dtype)
+        self._model, self._raw = model, bring(example[:1].detach(), self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
-        self._operators = dict(operators or {})
-        self._example = self._normalise(example[:1].to(self.device, self.dtype))
+        self._operators: Operators = {} if operators is None else operators  # an empty one still says why
+        self._example = self._normalise(bring(example[:1], self.device, self.dtype))
         reshapes = any(isinstance(layer, View) for layer in self._module.modules())
-        self.graph = bounded(self._module, self._example, self._operators, matrices=reshapes)
+        self._claims, self._outward = dtype is not None, dict[int, Outward]()
+        self.graph = self._bounded(matrices=reshapes)
         self._of_matrices: Any = None
         check_slopes(self._module, self.graph)
         self._starts_affine = _starts_affine(self.graph)
-        self._matrices = False
+        # A plugin's operator is written for matrices; auto-LiRPA's patches are its own affair.
+        self._matrices = _any_node_is(self.graph, "stranger")
         self._probed: set[tuple[str, Norm]] = set()
 
+    def _bounded(self, *, matrices: bool) -> Any:
+        graph = bounded(self._module, self._example, self._operators, matrices=matrices)
+        if self._claims and not _any_node_is(graph, "estimate"):
+            self._outward[id(graph)] = Outward(graph)
+            OutwardLinear(self._outward[id(graph)])
+        return graph
+
+    @property
+    def rounds_outward(self) -> bool:
+        """Whether the bounds hold whatever their own rounding."""
+        return bool(self._outward)
+
+    @full_precision()
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (B, K) in this network's dtype."""
-        output: Tensor = self._module(self._normalise(images.to(self.device, self.dtype)))
+        output: Tensor = self._module(self._normalise(bring(images, self.device, self.dtype)))
         return output
 
+    @full_precision()
     def bounds(
         self,
         images: Tensor,
@@ -103,12 +130,13 @@ class BoundNetwork:
         arguments: dict[str, Any] = {"method": method, "specification": specification, "upper": upper}
         try:
             return self._bounds(images, eps, norm, clip, **arguments)
-        except (RuntimeError, IndexError) as error:
+        except Exception as error:
             if not self._gives_up_patches(method, error):
                 raise
         self.check(method, norm, clip=clip)
         return self._bounds(images, eps, norm, clip, **arguments)
 
+    @full_precision()
     def check(self, method: str, norm: Norm = Norm.LINF, *, clip: bool = False) -> None:
         """Hold a method's bounds against the network itself, the first time that they are asked for in a norm.
 
@@ -132,18 +160,34 @@ class BoundNetwork:
             assert high is not None  # it was asked for
             return low, high
 
-        estimate = any(getattr(operator, "estimate", False) for operator in self._operators.values())
+        def plain(images: Tensor, eps: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+            with self._as_they_come():
+                return bounds(images, eps, specification)
+
+        options: dict[str, Any] = {"method": method, "estimate": _any_node_is(self.graph, "estimate"), "plain": plain}
         try:
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate)
-        except (RuntimeError, MemoryError, IndexError) as error:
+            probe(self._model, bounds, self._raw, norm, **options)
+        except Exception as error:
             halved = is_out_of_memory(error)
             if not halved and not self._gives_up_patches(method, error):
                 raise
-            probe(self._model, bounds, self._raw, norm, method=method, estimate=estimate, halved=halved)
+            probe(self._model, bounds, self._raw, norm, halved=halved, **options)
+
+    @contextmanager
+    def _as_they_come(self) -> Iterator[None]:
+        """Leave the bounds as floating point gives them."""
+        graphs = list(self._outward.values())
+        for outward in graphs:
+            outward.active = False
+        try:
+            yield
+        finally:
+            for outward in graphs:
+                outward.active = True
 
     def _gives_up_patches(self, method: str, error: Exception) -> bool:
         """After a failure inside auto-LiRPA, turn to matrices for good, to be checked anew; False when that is no way out."""
-        if self._matrices or method == "ibp" or is_out_of_memory(error):
+        if self._matrices or method == "ibp" or is_out_of_memory(error) or isinstance(error, RspluginsError):
             return False
         self._matrices = True
         self._probed.clear()
@@ -160,11 +204,13 @@ class BoundNetwork:
         specification: Tensor | None,
         upper: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        images = images.to(self.device, self.dtype)
-        radius = torch.as_tensor(eps, device=self.device, dtype=self.dtype).expand(len(images))
+        images = bring(images, self.device, self.dtype)
+        # A number by way of float64: in torch's default dtype, 0.01 is less than itself, and so would be the ball.
+        radius = eps if isinstance(eps, Tensor) else torch.tensor(eps, dtype=torch.float64)
+        radius = bring(radius, self.device, self.dtype).expand(len(images))
         if not bool((radius >= 0).all()):
             raise ParameterError(f"eps is {float(radius.min()):g}; expected a number of at least 0.")
-        specification = None if specification is None else specification.to(self.device, self.dtype)
+        specification = None if specification is None else bring(specification, self.device, self.dtype)
         arguments = {"method": method, "specification": specification, "upper": upper}
         # A ball around a point lies in the box around it, so the box is always a sound stand-in.
         if norm is Norm.LINF or not self._starts_affine:
@@ -179,6 +225,9 @@ class BoundNetwork:
             # Inputs that lie outside the box themselves stay inside their own ball.
             low, high = torch.maximum(low, images.clamp(max=0)), torch.minimum(high, images.clamp(min=1))
         low, high = self._normalise(low), self._normalise(high)
+        if self._outward:
+            off = self._rounding_of_inputs(images.abs() + width)
+            low, high = low - off, high + off
         ball = {"norm": math.inf, "eps": float(radius.max()), "x_L": low, "x_U": high}
         return self._compute((low + high) / 2, ball, **arguments)
 
@@ -188,6 +237,12 @@ class BoundNetwork:
         lowers: dict[int, Tensor] = {}
         uppers: dict[int, Tensor] = {}
         specification = arguments.pop("specification")
+        if self._outward:
+            scale *= 1 - 8 * torch.finfo(self.dtype).eps
+            off = self._rounding_of_inputs(images.abs()).flatten(1)
+            # To the next power of 2, so that images of one range still go together.
+            length = 2 * torch.linalg.vector_norm(off, ORDERS[norm], dim=1)
+            radius = radius + scale * torch.exp2(torch.ceil(torch.log2(length))) + 8 * torch.finfo(self.dtype).eps * radius
         for value in sorted(set(radius.tolist())):
             rows = (radius == value).nonzero().flatten()
             part = None if specification is None else specification[rows]
@@ -204,14 +259,22 @@ class BoundNetwork:
     ) -> tuple[Tensor, Tensor | None]:
         lirpa = bridge_auto_lirpa()
         try:
-            with quiet(), _default_dtype(self.dtype):
+            with quiet(), _default_dtype(self.dtype), plain_convolutions(self.dtype, self.rounds_outward):
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
                 graph = self._graph_for(ball["norm"], method)
                 options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
                 with _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext():
                     low, high = graph.compute_bounds(method=method, **options)
-        except (NotImplementedError, AssertionError) as error:
-            raise unsupported(self._module, self._example, self._operators, error) from error
+                if self._outward and method == "ibp":
+                    low, high = self._outward[id(graph)].specified((low, high), specification)
+        except RspluginsError:  # of a plugin, or an operator whose rounding is not known
+            raise
+        except Exception as error:
+            # Whatever else fails with patches may work with matrices, and is tried with them first.
+            final = self._matrices or method == "ibp" or isinstance(error, NotImplementedError)
+            if is_out_of_memory(error) or not final:
+                raise
+            raise unsupported(self._module, self._example, self._operators, error, method) from error
         return low, high if upper else None
 
     def _graph_for(self, order: float, method: str) -> Any:
@@ -220,8 +283,17 @@ class BoundNetwork:
         if method == "ibp" or (order == math.inf and not self._matrices):
             return self.graph
         if self._of_matrices is None:
-            self._of_matrices = bounded(self._module, self._example, self._operators, matrices=True)
+            self._of_matrices = self._bounded(matrices=True)
         return self._of_matrices
+
+    def _rounding_of_inputs(self, largest: Tensor) -> Tensor:
+        """Return what a pixel is off by once it is converted, moved by eps and normalised, given its size before that."""
+        trailing = (1,) * (largest.dim() - 2)
+        if self._mean is not None:
+            largest = largest + self._mean.abs().view(-1, *trailing)
+        if self._std is not None:
+            largest = largest / self._std.abs().view(-1, *trailing)
+        return error(16, largest) * all(outward.active for outward in self._outward.values())
 
     def _normalise(self, images: Tensor) -> Tensor:
         trailing = (1,) * (images.dim() - 2)
@@ -293,7 +365,7 @@ def _split(
     mean, std = (None if values is None else values.to(dtype) for values in (model.mean, model.std))
     if model.resize is None or tuple(example.shape[-2:]) == model.resize:
         return model.module, mean, std
-    resizing = resize_layers(tuple(example.shape[1:]), model.resize).to(device, dtype)
+    resizing = resize_layers(tuple(example.shape[1:]), model.resize).to(dtype).to(device)
     network = nn.Sequential(OrderedDict([*resizing.named_children(), ("module", model.module)]))
     network.training = model.module.training  # train() would reach the caller's layers
     return network, mean, std
@@ -325,3 +397,7 @@ def _starts_affine(graph: Any) -> bool:
 def _tighter(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
     upper = None if a[1] is None or b[1] is None else torch.minimum(a[1], b[1])
     return torch.maximum(a[0], b[0]), upper
+
+
+def _any_node_is(graph: Any, what: str) -> bool:
+    return any(getattr(node, what, False) for node in graph._modules.values())

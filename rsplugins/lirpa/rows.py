@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,10 +34,19 @@ class Dense:
     weight: Tensor
     bias: Tensor | None = None
 
+    @property
+    def fan_in(self) -> int:
+        """How many products an output is a sum of."""
+        return int(self.weight.shape[-1])
+
     def apply(self, x: Tensor) -> Tensor:
         """Return weight @ x + bias, (B, S), of x (B, ...)."""
         result = torch.einsum("...sn,...n->...s", self.weight, x.flatten(1))
         return result if self.bias is None else result + self.bias
+
+    def sizes(self) -> Dense:
+        """Return the layer of the weights' and biases' absolute values."""
+        return Dense(self.weight.abs(), None if self.bias is None else self.bias.abs())
 
     def sided(self, x: Tensor, sign: int) -> Tensor:
         """Apply only the weights of one sign, without the bias."""
@@ -62,9 +71,18 @@ class Convolution:
     dilation: Pair = (1, 1)
     groups: int = 1
 
+    @property
+    def fan_in(self) -> int:
+        """How many products an output is a sum of."""
+        return self.weight[0].numel()
+
     def apply(self, x: Tensor) -> Tensor:
         """Return the convolution of x (B, C_in, H, W)."""
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def sizes(self) -> Convolution:
+        """Return the layer of the weights' and biases' absolute values."""
+        return replace(self, weight=self.weight.abs(), bias=None if self.bias is None else self.bias.abs())
 
     def sided(self, x: Tensor, sign: int) -> Tensor:
         """Apply only the weights of one sign, without the bias."""

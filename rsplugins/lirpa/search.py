@@ -120,7 +120,7 @@ class Search:
         return self._run(images, logits, [max_eps] * len(images), max(0, math.ceil(math.log2(max_eps / tolerance))))
 
     def _run(self, images: Tensor, logits: Tensor, first: list[float], steps: int) -> list[dict[str, Any]]:
-        values = logits.double().cpu().tolist()
+        values = logits.cpu().double().tolist()
         specification = margin_rows(logits.argmax(1), logits.shape[1])
         found: list[dict[str, Any]] = [{"logits": row, "certified": None, "refuted": None} for row in values]
         active, eps = list(range(len(values))), list(first)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
@@ -27,6 +28,7 @@ _PIECEWISE = frozenset(
 """Operators that are affine in what is perturbed, and ReLU."""
 
 
+@full_precision()
 def whole_network_bounds(
     network: BoundNetwork,
     images: Tensor,

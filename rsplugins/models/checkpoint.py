@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ State = dict[str, Tensor]
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Where training scripts put the weights inside a checkpoint, tried in this order."""
 
-_SHOWN = 3
+_SECOND = re.compile(r"(^|[_.-])(ema|swa)([_.-]|$)|averaged|teacher|student|shadow|momentum_(model|encoder)", re.IGNORECASE)
+"""What the second set of weights is called that training keeps beside the first, in whatever form."""
+
+_NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|loss|criterion", re.IGNORECASE)
+_SHOWN, _DEEPEST = 3, 3
 
 
 def read(path: str | Path, key: str | None = None) -> State:
@@ -28,10 +33,11 @@ def read(path: str | Path, key: str | None = None) -> State:
 
     Args:
         path: the file.
-        key: which entry of a legacy checkpoint holds the weights, when it has several.
+        key: which entry of a legacy checkpoint holds the weights, when it has several; ``"ema.module"`` for one inside another.
 
     Raises:
-        CheckpointError: no such file, an HTML page, a Git LFS pointer, damaged, or with code inside.
+        CheckpointError: no such file, an HTML page, a Git LFS pointer, damaged, with code inside, or with two sets of weights
+            for one network (a model and its moving average) of which none is named.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -95,9 +101,10 @@ def _is_state(value: Any) -> bool:
 def _pick(checkpoint: Any, path: Path, key: str | None) -> State:
     if key is None and _is_state(checkpoint):
         return dict(checkpoint)
-    states = {k: v for k, v in checkpoint.items() if _is_state(v)} if isinstance(checkpoint, Mapping) else {}
+    states = dict(_states(checkpoint)) if isinstance(checkpoint, Mapping) else {}
     if key is None:
         key = next((name for name in _NESTED if name in states), None) or (next(iter(states)) if len(states) == 1 else None)
+        _check_one_set(states, checkpoint, path, key)
     if key not in states:
         inside = (
             ", ".join(repr(name) for name in list(checkpoint)[:8])
@@ -107,9 +114,68 @@ def _pick(checkpoint: Any, path: Path, key: str | None) -> State:
         raise CheckpointError(
             f"{path} has no weights under {key!r}." if key else f"{path} has no state dict where it is usually found.",
             cause=f"the file holds: {inside}.",
-            fix=f"Say which entry holds the weights: key={next(iter(states))!r}." if states else "Use a file with a state dict.",
+            fix=f"Say which entry holds the weights: key={' or '.join(map(repr, states))}."
+            if states
+            else "Use a file with a state dict.",
         )
     return dict(states[key])
+
+
+def _states(checkpoint: Mapping[Any, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
+    """Yield the state dicts inside a checkpoint, by name; those further inside with dots: ``ema.module``."""
+    for name, value in checkpoint.items():
+        if not isinstance(name, str) or _NO_WEIGHTS.search(name):
+            continue
+        if _is_state(value):
+            yield f"{before}{name}", value
+        elif isinstance(value, Mapping) and depth < _DEEPEST:
+            # Some keep a counter beside the weights.
+            inner = {key: entry for key, entry in value.items() if isinstance(entry, Tensor) and entry.dim() > 0}
+            if len(inner) > 0.5 * len(value):
+                yield f"{before}{name}", inner
+            yield from _states(value, f"{before}{name}.", depth + 1)
+
+
+def _check_one_set(states: Mapping[str, State], checkpoint: Any, path: Path, key: str | None) -> None:
+    """Refuse to choose between two sets of weights of one network, such as a model and its moving average."""
+    if key is None or key not in states:
+        return
+    chosen = states[key]
+    same = {name for name, state in states.items() if name != key and _is_equal(state, chosen)}
+    twins = [name for name, state in states.items() if name != key and name not in same and _is_twin(state, chosen)]
+    averages = [
+        str(name)
+        for name, value in (checkpoint.items() if isinstance(checkpoint, Mapping) else ())
+        if str(name) not in {key, *same} and _SECOND.search(str(name)) and 2 * _count(value) >= len(chosen)
+    ]
+    others = twins or averages
+    if others:
+        named = ", ".join(map(repr, dict.fromkeys([key, *others])))
+        raise CheckpointError(
+            f"{path} holds several sets of weights: {named}.",
+            cause="training kept a second set beside the first, such as a moving average or a teacher; they are two models.",
+            fix="Say which one is meant: " + " or ".join(f"key={name!r}" for name in dict.fromkeys([key, *others])) + ".",
+        )
+
+
+def _is_twin(one: State, other: State) -> bool:
+    """Whether two states are of one network, of which one may lack the buffers."""
+    shapes = [Counter(tuple(value.shape) for value in state.values() if value.dim() > 0) for state in (one, other)]
+    less, more = sorted(shapes, key=Counter.total)
+    return not less - more and 2 * less.total() >= more.total() > 0
+
+
+def _is_equal(one: State, other: State) -> bool:
+    pairs = list(zip(one.values(), other.values(), strict=False))
+    return len(one) == len(other) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
+def _count(value: Any) -> int:
+    """Return how many tensors with dimensions lie inside a value."""
+    if isinstance(value, Tensor):
+        return int(value.dim() > 0)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_count, inner))
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], source: str, match: str = "name") -> None:

@@ -31,6 +31,7 @@ def load(
     *,
     pretrained: bool | None = None,
     checkpoint_path: str | Path | None = None,
+    key: str | None = None,
     num_classes: int | None = None,
     mean: ChannelValues | None = None,
     std: ChannelValues | None = None,
@@ -45,6 +46,7 @@ def load(
         pretrained: weights from the hub (or its local cache); by default yes, unless ``checkpoint_path`` is given. False leaves
             random weights.
         checkpoint_path: local weights instead: safetensors, or .pt/.pth holding tensors only.
+        key: the entry of a legacy checkpoint that holds the weights, when there are several.
         num_classes: outputs of the head, for local or random weights; by default as in ``pretrained_cfg``.
         mean: in place of the one in ``pretrained_cfg``, for weights of your own.
         std: in place of the one in ``pretrained_cfg``, for weights of your own.
@@ -64,7 +66,7 @@ def load(
         raise ParameterError("pretrained=True and checkpoint_path name two sources of weights.", fix="Leave one of them out.")
     network = _create(reference, from_hub, num_classes, arguments)
     if checkpoint_path is not None:
-        checkpoint.fit(network, checkpoint.read(checkpoint_path), str(checkpoint_path), match=match)
+        checkpoint.fit(network, checkpoint.read(checkpoint_path, key), str(checkpoint_path), match=match)
     spec: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     _check_head(reference, network, from_hub, num_classes)
     size = _input_size(spec, arguments)

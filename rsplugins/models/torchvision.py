@@ -21,6 +21,7 @@ def load(
     *,
     weights: str | None = "DEFAULT",
     checkpoint_path: str | Path | None = None,
+    key: str | None = None,
     num_classes: int | None = None,
     frames: int | None = None,
 ) -> Classifier:
@@ -31,6 +32,7 @@ def load(
         weights: ``"DEFAULT"``, another name of its weights (``"IMAGENET1K_V1"``), or None for random ones. Mean, std and size are
             those of the named weights, and of the default ones otherwise.
         checkpoint_path: local weights instead.
+        key: the entry of a legacy checkpoint that holds the weights, when there are several.
         num_classes: outputs of the head, for local or random weights.
         frames: length T of the clips of a video model, (3, T, H, W); 16 by default, or what the weights ask for.
 
@@ -54,7 +56,7 @@ def load(
         )
     network = _create(reference, chosen if from_download else None, num_classes)
     if checkpoint_path is not None:
-        checkpoint.fit(network, checkpoint.read(checkpoint_path), str(checkpoint_path))
+        checkpoint.fit(network, checkpoint.read(checkpoint_path, key), str(checkpoint_path))
     transforms = chosen.transforms()
     side = transforms.crop_size if len(transforms.crop_size) == 2 else transforms.crop_size * 2
     size = (3, *side)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.double import bring
 from rsplugins.moments.gaussian import Moments, density, deviation, rectified, rectified_covariance, with_diagonal
 
 ORDER = 8
@@ -140,7 +141,7 @@ class Gelu(Activation):
 
 def _rule(like: Tensor) -> tuple[Tensor, Tensor]:
     nodes, weights = _hermite()
-    return torch.as_tensor(nodes).to(like), torch.as_tensor(weights).to(like)
+    return bring(torch.as_tensor(nodes), like.device, like.dtype), bring(torch.as_tensor(weights), like.device, like.dtype)
 
 
 @lru_cache(maxsize=1)

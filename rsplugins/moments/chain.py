@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rsplugins.chain import leaves, stray
 from rsplugins.classifier import Classifier
+from rsplugins.double import bring
 from rsplugins.moments.activations import LeakyRelu
 from rsplugins.moments.network import MomentNetwork, Propagation, check_sigma
 from rsplugins.moments.operations import Elementwise, Operation, Representation
@@ -52,7 +53,7 @@ class MomentChain(Propagation):
         """See :meth:`Propagation.walk`."""
         check_sigma(sigma)
         like = next((parameter for parameter in self._model.parameters()), images)
-        images = images.to(like.device, like.dtype)
+        images = bring(images, like.device, like.dtype)
         name = "input"
         representation.start(name, images, sigma)
         for position, operation in enumerate(self._operations(images)):

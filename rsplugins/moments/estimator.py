@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from scipy.special import log_ndtr, logsumexp
 
-from rsplugins.certifier import CertifierParameters, Input
+from rsplugins.arithmetic import full_precision
+from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.full import Full
@@ -30,7 +31,7 @@ _BATCH = 16
 class MomentParameters(CertifierParameters):
     """What the user may set of the propagation."""
 
-    sigma: float = Field(0.25, gt=0, description="standard deviation of the noise, on raw [0, 1] pixels")
+    sigma: float = Field(0.25, gt=0, le=LARGEST_SIGMA, description="standard deviation of the noise, on raw [0, 1] pixels")
     representation: Literal["auto", "full", "low-rank", "channel", "published"] = Field(
         "auto", description="of the covariance; 'auto' takes 'full' for small networks and 'low-rank' for others"
     )
@@ -86,13 +87,14 @@ class Estimator:
             sys.stderr.write(self._needs)
             self._needs = ""  # said once, and not where nothing is left to do
             batch = [first, *islice(stream, self._batch - 1)]
-            with torch.no_grad():
+            with full_precision(), torch.no_grad():
                 images = torch.stack([item.image for item in batch])
                 found = network.propagate(images, self.parameters.sigma, self._make())
             evidence = [evidence_of(LogitGaussian(found.mean[row], found.covariance[row])) for row in range(len(batch))]
             seconds = (time.perf_counter() - start) / len(batch)
             yield from (Estimate(item, said, seconds) for item, said in zip(batch, evidence, strict=True))
 
+    @full_precision()
     def _prepare(self, images: torch.Tensor) -> MomentNetwork:
         p = self.parameters
         network = MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64)
@@ -107,6 +109,11 @@ class Estimator:
         self._network = network
         return network
 
+    @property
+    def rules(self) -> list[str]:
+        """Plugins' rules that take part, as records name them."""
+        return list(getattr(self._rules, "took_part", ()))
+
     def _make(self) -> Representation:
         p = self.parameters
         if self.representation == "full":
@@ -120,7 +127,7 @@ class Estimator:
 
 def evidence_of(found: LogitGaussian) -> dict[str, Any]:
     """Return the evidence of one input, mean (K,) and covariance (K, K), as JSON values."""
-    mean, covariance = found.mean.double().cpu().numpy(), found.covariance.double().cpu().numpy()
+    mean, covariance = found.mean.cpu().double().numpy(), found.covariance.cpu().double().numpy()
     order = np.argsort(-mean, kind="stable")
     kept, rest = order[:_KEPT], order[_KEPT:]
     others = None

@@ -10,6 +10,7 @@ from functools import lru_cache, singledispatchmethod
 import torch
 from torch import Tensor
 
+from rsplugins.double import bring
 from rsplugins.moments.gaussian import larger
 from rsplugins.moments.operations import Combination, Concatenation, Elementwise, Linear, Maximum, Operation
 
@@ -72,7 +73,8 @@ class LowRank:
         """Begin with N(mean, sigma^2 I)."""
         self._grad = torch.is_grad_enabled()
         shape, size = mean.shape[1:], mean[0].numel()
-        factor = math.sqrt(size / min(self.rank, size)) * sigma * directions(min(self.rank, size), size, self.seed).to(mean)
+        rows = bring(directions(min(self.rank, size), size, self.seed), mean.device, mean.dtype)
+        factor = math.sqrt(size / min(self.rank, size)) * sigma * rows
         diagonal = torch.full((1, *shape), sigma**2, dtype=mean.dtype, device=mean.device)
         node = _Node(mean, factor.view(1, -1, *shape), diagonal, torch.zeros_like(mean), white=True)
         self._nodes[name] = replace(node, tangent=self._noise(diagonal.expand_as(mean)))

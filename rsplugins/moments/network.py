@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +16,10 @@ from torch.nn import functional as F
 
 from rsplugins.classifier import Classifier
 from rsplugins.compat import bridge_auto_lirpa
+from rsplugins.double import bring, brought
 from rsplugins.errors import OutputValueError, ParameterError
-from rsplugins.lirpa.graph import bounded, quiet
+from rsplugins.lirpa.bridge import quiet
+from rsplugins.lirpa.graph import bounded, check_deployed
 from rsplugins.moments.activations import Gelu
 from rsplugins.moments.operations import Elementwise, Representation
 from rsplugins.moments.rules import RULES, Rule, Site
@@ -107,14 +111,16 @@ class MomentNetwork(Propagation):
         dtype: torch.dtype | None = None,
     ) -> None:
         if dtype is not None:
-            model = copy.deepcopy(model).to(dtype)
+            check_deployed(model, example)
+            model = brought(copy.deepcopy(model), dtype)
         model = _without_casts(model)
         tensors = (*model.parameters(), *model.buffers())
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)
         self.dtype, self.device = dtype or like.dtype, like.device
-        example = example[:1].to(self.device, self.dtype)
-        self._rules = {**RULES, **(rules or {})}
-        self._graph = bounded(model, example, {"onnx::Erf": _erf()})
+        example = bring(example[:1], self.device, self.dtype)
+        # Rules of plugins come first, and are looked up one by one: each look imports one.
+        self._rules = ChainMap(dict[str, Rule](), rules or {}, RULES)  # type: ignore[arg-type]  # none is written to
+        self._graph = bounded(model, example, _Traced(rules or {}))
         self._run(example)
         self._root = next(node.name for node in self._nodes() if type(node).__name__ == "BoundInput")
         self._random: dict[str, bool] = {}
@@ -134,7 +140,7 @@ class MomentNetwork(Propagation):
     def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
         """See :meth:`Propagation.walk`."""
         check_sigma(sigma)
-        images = images.to(self.device, self.dtype)
+        images = bring(images, self.device, self.dtype)
         self._run(images)
         representation.start(self._root, images, sigma)
         name: str = self._root
@@ -230,18 +236,45 @@ def check_sigma(sigma: float) -> None:
         )
 
 
+class _Traced(Mapping[str, type]):
+    """Operators that let be traced what auto-LiRPA does not have: the error function, and what plugins bring with their rules."""
+
+    def __init__(self, rules: Mapping[str, Rule]) -> None:
+        self._rules = rules
+        self._operators = import_module("auto_LiRPA.bound_ops") if bridge_auto_lirpa() else None
+
+    def __iter__(self) -> Iterator[str]:
+        names = (operator for operator in self._rules if not hasattr(self._operators, operator))
+        return iter(["onnx::Erf", *(f"onnx::{operator.removeprefix('Bound')}" for operator in names)])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, operator: object) -> bool:
+        return any(operator == each for each in self)
+
+    def __getitem__(self, operator: str) -> type:
+        if operator == "onnx::Erf":
+            return _erf()
+        name = f"Bound{operator.removeprefix('onnx::')}"
+        forward = getattr(self._rules[name], "forward", None)
+        if forward is None:
+            raise ParameterError(
+                f"The moment rule for {name} cannot be reached: this release of auto-LiRPA has no such operator.",
+                cause="a network is traced with auto-LiRPA's operators, and the rule does not bring the function of this one.",
+                fix="Give the rule an attribute `forward`, (node, *inputs) -> Tensor: rule.forward = lambda node, x: F.elu(x).",
+            )
+        return type(name, (_bound(),), {"forward": forward})
+
+
+def _bound() -> Any:
+    bridge_auto_lirpa()
+    return import_module("auto_LiRPA.bound_ops").Bound
+
+
 def _erf() -> type:
     """Return an operator that lets the error function be traced; release 0.3 has none, and GELU is made of it."""
-    from importlib import import_module
-
-    bridge_auto_lirpa()
-    base: Any = import_module("auto_LiRPA.bound_ops").Bound
-
-    class BoundErf(base):  # type: ignore[misc]
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.erf(x)
-
-    return BoundErf
+    return type("BoundErf", (_bound(),), {"forward": lambda self, x: torch.erf(x)})
 
 
 def _gelu_source(node: Any) -> Any:

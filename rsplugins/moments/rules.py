@@ -112,6 +112,18 @@ def dense(site: Site) -> Linear:
     return multiplied(weight * one.to(weight).reshape(()), bias)
 
 
+def product(site: Site) -> Linear:
+    """``x @ w`` with a constant w, which is what a linear layer without a bias becomes; see :func:`multiplied`."""
+    weight = site.constant(1)
+    if weight.dim() != 2 or len(site.before) != 1:
+        raise ParameterError(
+            f"There is no moment rule for products of shapes {site.before} and {tuple(weight.shape)} (at {site.node.name}).",
+            cause="linear layers on tokens or on the last of several dimensions: the rule is for vectors.",
+            fix="Flatten before the linear layer, or use a convolution with a kernel of 1.",
+        )
+    return multiplied(weight.t(), None)
+
+
 def multiplied(weight: Tensor, bias: Tensor | None) -> Linear:
     """Return a linear layer with weights (O, I); after flattening it sums over the positions of every channel."""
 
@@ -303,6 +315,7 @@ RULES: Mapping[str, Rule] = {
     "BoundIdentity": rearrangement,
     "BoundLeakyRelu": leaky,
     "BoundLinear": dense,
+    "BoundMatMul": product,
     "BoundMaxPool": max_pooling,
     "BoundMul": multiplication,
     "BoundNeg": negation,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rsplugins.double import double
 from rsplugins.errors import ParameterError
 from rsplugins.reduction.windows import WindowSet
 
@@ -105,7 +106,7 @@ class Reduced(nn.Module):
             flat = self._scores(stacked.flatten(0, 1))
             scores = _REDUCE[self.reduce](flat.reshape(len(x), windows, -1))
         if self.probabilities and self.scores == "logits":
-            return scores.softmax(1, dtype=torch.float64)
+            return double(scores).softmax(1, dtype=torch.float64)
         return scores
 
     def _scores(self, windows: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class Reduced(nn.Module):
         parts = [windows[start : start + self.limit] for start in range(0, len(windows), self.limit)]
         logits = torch.cat([self.classifier(part) for part in parts])
         if self.probabilities:
-            logits = logits.double()
+            logits = double(logits)
         # autocast chooses float32 where no dtype is given
         dtype = torch.float64 if self.probabilities else None
         return logits.softmax(1, dtype=dtype) if self.scores == "probabilities" else logits

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsplugins.certification import certifier_class, check_execution, prepare
+from rsplugins.certification import certifier_class, check_execution, prepare, where
 from rsplugins.certifier import Certifier, Execution
 from rsplugins.errors import ParameterError, RspluginsError, UnknownNameError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, Status, get_host
@@ -20,7 +20,7 @@ from rsplugins.runs.files import write_whole
 from rsplugins.runs.merge import finish
 from rsplugins.runs.output import REPORT
 from rsplugins.runs.progress import Progress
-from rsplugins.runs.scoring import Run, open_run
+from rsplugins.runs.run import Run, open_run
 
 if TYPE_CHECKING:
     from rsplugins.classifier import Classifier
@@ -268,7 +268,7 @@ def _takers(key: str, fields: Mapping[str, set[str]], broken: Sequence[Outcome])
         name, one = ("a", "METHOD") if len(names) > 1 else ("no", names[0])
         raise ParameterError(
             f"{who} {name} parameter {plain!r}.{did_you_mean(plain, known)}",
-            fix=f"Use one of: {', '.join(known)}; `rsplugins plugins show {one}` says more.",
+            fix=where(plain) or f"Use one of: {', '.join(known)}; `rsplugins plugins show {one}` says more.",
         )
     return takers
 

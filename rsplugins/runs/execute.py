@@ -16,8 +16,9 @@ from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifes
 from rsplugins.runs.merge import finish
 from rsplugins.runs.progress import Progress, Silent
 from rsplugins.runs.record import Record, RecordFile, Writer, read_files, shard_name, united
-from rsplugins.runs.scoring import Run, open_run, refuse_edited
+from rsplugins.runs.run import Run, open_run, refuse_edited
 from rsplugins.runs.seals import forget_derived, run_seal, seal_record
+from rsplugins.stopping import keeping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,8 +149,11 @@ def execute(
             todo = _owed(read_files(directory), own)  # once more: another process may have written until now
             if todo:
                 forget_derived(directory)
-            task = (progress or Silent()).task(_title(entry, shard), len(own), len(own) - len(todo))
-            _certify(entry, certifier, dataset, todo, writer, task)
+            shown, title = progress or Silent(), _title(entry, shard)
+            _say_resumed(shown, title, own, todo)
+            task = shown.task(title, len(own), len(own) - len(todo))
+            with keeping(lambda: _kept(title, directory, own)):
+                _certify(entry, certifier, dataset, todo, writer, task)
     return finish(directory) if conclude else open_run(directory)
 
 
@@ -163,6 +167,19 @@ def _sealer(directory: Path, there: Manifest) -> Callable[[Record], Record]:
 def _owed(files: Mapping[Path, RecordFile], own: Sequence[int]) -> list[int]:
     known = united(files, say_torn=False)
     return [index for index in own if index not in known]
+
+
+def _say_resumed(shown: Progress, title: str, own: Sequence[int], todo: Sequence[int]) -> None:
+    if not todo:
+        shown.say(f"{title}: all {len(own)} inputs are there; nothing is left to certify")
+    elif len(todo) < len(own):
+        shown.say(f"{title}: resuming with input {todo[0]}: {len(own) - len(todo)} of {len(own)} inputs are there")
+
+
+def _kept(title: str, directory: Path, own: Sequence[int]) -> str:
+    todo = _owed(read_files(directory), own)
+    begins = f", with input {todo[0]}" if todo else ""
+    return f"{title}: {len(own) - len(todo)} of {len(own)} inputs are kept in {directory}; the same command goes on there{begins}"
 
 
 def _title(entry: Entry, shard: Shard | None) -> str:

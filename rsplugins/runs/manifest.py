@@ -21,8 +21,16 @@ from rsplugins.runs.seals import MANIFEST as MANIFEST
 from rsplugins.runs.seals import SEAL, manifest_text
 
 _DISTRIBUTIONS = ("torch", "torchvision", "numpy", "scipy", "timm", "auto-LiRPA", "robustbench")
-_COMPARED = ("noise", "dtype", "arithmetic")
+_COMPARED = ("noise", "dtype", "arithmetic", "operators")
 """What a certifier says about its function that records of one run have in common, whatever machine they were made on."""
+
+
+_RENAMED = {"dtype": "precision"}
+"""Parameters by the name that earlier releases gave them; no certifier may have one of these any more."""
+
+
+_SINCE: dict[str, Any] = {"parameters.exclude": []}
+"""Parameters that earlier releases did not have, with the value that their runs had all the same."""
 
 
 class Selection(BaseModel):
@@ -112,6 +120,7 @@ class Manifest(BaseModel):
         """Return the settings that decide the records, flat: ``{"parameters.sigma": 0.25, ...}``."""
         kept = {"method", "parameters", "seed", "dtype", "compile", "sound", "selection", "imported"}
         identity = self.model_dump(mode="json", include=kept)
+        identity["parameters"] = current_parameters(identity["parameters"])
         # A model or data set may lie under another name or in another place: its fingerprint says what it is.
         for name, value in (("model", self.model), ("data", self.data)):
             kept_here = {key: value[key] for key in ("sha256", "structure") if key in value}
@@ -120,6 +129,16 @@ class Manifest(BaseModel):
         # changes in the function is in what the certifier says of it, and a record names the version that made it.
         identity["function"] = {key: self.function[key] for key in _COMPARED if key in self.function}
         return {key: value for key, value in _flat(identity).items() if key != "function"}
+
+
+def current_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's parameters under the names that they have now: ``dtype`` of earlier releases' bounds is ``precision``.
+
+    Example:
+        >>> current_parameters({"norm": "linf", "dtype": "float64"})
+        {'norm': 'linf', 'precision': 'float64'}
+    """
+    return {_RENAMED.get(name, name): value for name, value in parameters.items()}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -133,6 +152,9 @@ def difference(old: Manifest, new: Manifest) -> list[str]:
     """Return the lines ``key: old -> new`` for every setting in which two identities differ."""
     before, after = old.identity(), new.identity()
     keys = before.keys() | after.keys()
+    for key, value in _SINCE.items():
+        if key in after:
+            before.setdefault(key, value)
     # Where a run of an earlier release says nothing, nothing is compared.
     optional = {"model.structure", *(f"function.{key}" for key in _COMPARED)}
     keys -= {key for key in optional if key not in before or key not in after}

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from rsplugins.runs.files import write_whole
-from rsplugins.runs.scoring import Run
+from rsplugins.runs.run import Run
 from rsplugins.runs.seals import DERIVED
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tsv import to_tsv

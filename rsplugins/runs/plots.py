@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+from rsplugins.runs.run import Run
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tables import run_names
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_LINES: tuple[Any, ...] = ("-", (0, (1, 1)), (0, (6, 1, 1, 1)))
 _INK, _FAINT = "#2b2f36", "#d9dce1"
 
 
@@ -55,8 +58,9 @@ def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fig
         xs += [xs[-1], end]
         ys += [0.0, 0.0]
         label = ": ".join(filter(None, (name, caption(run))))
-        style = "-" if summary["certifies"] else (0, (5, 2))
-        axes.step(xs, ys, where="pre", color=COLOURS[number % 8], linestyle=style, linewidth=1.8, label=label)
+        # Dashes mean an estimate; another look of the line tells curves apart that have one colour.
+        style = _LINES[number // len(COLOURS) % len(_LINES)] if summary["certifies"] else (0, (5, 2))
+        axes.step(xs, ys, where="pre", color=COLOURS[number % len(COLOURS)], linestyle=style, linewidth=1.8, label=label)
     certifies = any(summary["certifies"] for summary in summaries)
     norm = next((summary["norm"] for summary in summaries if summary["norm"]), "")
     axes.set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())

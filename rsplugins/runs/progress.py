@@ -14,12 +14,18 @@ Advance = Callable[[], None]
 class Progress(Protocol):
     """Shows how far a task is."""
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+
     def task(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         """Start a task of ``total`` inputs, ``done`` of which were done before; the function it gives is called once an input."""
 
 
 class Silent:
     """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Print nothing."""
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
@@ -55,10 +61,14 @@ class Lines:
         yield advance
         self._say(title, done + fresh, total, fresh / max(self.clock() - begun, 1e-9))
 
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=self.stream, flush=True)
+
     def _say(self, title: str, done: int, total: int, rate: float) -> None:
         left = f", {format_left((total - done) / rate)} left" if rate > 0 and done < total else ""
         speed = f", {format_rate(rate)}" if rate > 0 else ""
-        print(f"{title}: {done}/{total} inputs{speed}{left}", file=self.stream, flush=True)
+        self.say(f"{title}: {done}/{total} inputs{speed}{left}")
 
 
 def format_left(seconds: float) -> str:
@@ -84,6 +94,10 @@ def format_rate(rate: float) -> str:
 
 class Bar:
     """Draws a bar with inputs a second and the time left."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:

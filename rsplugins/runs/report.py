@@ -10,7 +10,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from rsplugins.runs.plots import caption, curve_figure, estimate_figure, png, radius_figure
-from rsplugins.runs.scoring import Run
+from rsplugins.runs.run import Run
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tables import EDITED, ESTIMATES, Table, compare_tables, group_runs, guarantee_label, result_tables, run_names
 

@@ -11,7 +11,7 @@ from rsplugins.runs.files import write_whole
 from rsplugins.runs.manifest import Manifest, write_manifest
 from rsplugins.runs.output import write_numbers
 from rsplugins.runs.record import RECORDS, to_lines
-from rsplugins.runs.scoring import Run
+from rsplugins.runs.run import Run
 from rsplugins.runs.seals import SEALED, run_seal, seal_record, write_digests
 
 

@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.special import bdtr
 
 from rsplugins.certificate import Certificate, Claim, Guarantee
-from rsplugins.errors import ParameterError
 from rsplugins.runs.record import Record
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+from rsplugins.runs.together import check_together, read_labels
+
+if TYPE_CHECKING:
+    from rsplugins.runs.run import Run
 
 _STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ORDER = (Guarantee.DETERMINISTIC, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE, Guarantee.EMPIRICAL)
@@ -142,7 +145,9 @@ def score(certificates: Sequence[Certificate], labels: Iterable[int], *, radii: 
         estimates, whose numbers are no certified ones.
 
     Raises:
-        ParameterError: another number of labels, or certificates of several methods or norms.
+        ParameterError: labels that are no classes (their place is named), another number of them, or certificates whose radii
+            cannot be added up: of several methods, norms, guarantees, models or settings, under different assumptions, or one
+            input twice.
 
     Example:
         >>> from rsplugins.certificate import Certificate, Guarantee, Norm
@@ -154,12 +159,8 @@ def score(certificates: Sequence[Certificate], labels: Iterable[int], *, radii: 
         >>> result["accuracy"], result["acr"], result["curve"][0]["rate"]
         (0.5, 0.25, 0.5)
     """
-    classes = [int(label) for label in labels]
-    if len(classes) != len(certificates):
-        raise ParameterError(f"There are {len(classes)} labels for {len(certificates)} certificates; give one for each.")
-    kinds = sorted({f"{one.method} ({one.norm})" for one in certificates})
-    if len(kinds) > 1:
-        raise ParameterError(f"The certificates are of several kinds: {', '.join(kinds)}.", fix="Score each method by itself.")
+    check_together(certificates)
+    classes = read_labels(labels, certificates)
     return _numbers([_row(one, label) for one, label in zip(certificates, classes, strict=True)], radii)
 
 

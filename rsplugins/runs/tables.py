@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rsplugins.certificate import Norm
+from rsplugins.certificate import CLIPPED, Norm
 from rsplugins.rounding import round_down
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+from rsplugins.runs.run import Run
 from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
 
 Format = Literal["markdown", "latex"]
@@ -108,6 +109,8 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
             f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. "
             "clean accuracy: of the model without noise, on the same inputs. Printed numbers are rounded down."
         )
+        cut = [labels[id(run)] for run in members if CLIPPED in summarise(run)["assumptions"]]
+        note += f" {', '.join(cut)}: {CLIPPED}." if cut else ""
         note = " ".join([note, *sorted({doubt for run in members if (doubt := summarise(run).get("doubt"))})])
         tables.append(Table(title, header, rows, text_columns=2, note=note))
     return tables
@@ -261,4 +264,7 @@ def _warning(pair: Sequence[Run]) -> str:
         return (
             "One of the two is an estimate: its radii are not certificates, and the difference is not a gain in certified radius."
         )
+    here, there = (set(summary["assumptions"]) for summary in (a, b))
+    if (CLIPPED in here) != (CLIPPED in there):
+        return f"The radii of one of the two are {CLIPPED}. A larger one there is not a gain over the other."
     return ""

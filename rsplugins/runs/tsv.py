@@ -17,7 +17,7 @@ from decimal import ROUND_FLOOR, Decimal
 from rsplugins.certificate import Guarantee
 from rsplugins.rounding import exactly
 from rsplugins.rounding import round_down as round_down
-from rsplugins.runs.scoring import Row
+from rsplugins.runs.rows import Row
 from rsplugins.runs.summary import weakest
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"

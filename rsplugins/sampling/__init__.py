@@ -10,7 +10,7 @@ A certifier writes, for each input, a small generator (a *program*) that asks fo
 The engine runs many programs at once and fills every micro-batch across them.
 """
 
-from rsplugins.sampling.engine import Sampler
+from rsplugins.sampling.engine import Sampler, check_independent
 from rsplugins.sampling.integer import IntegerNoise, check_on_grid, gaussian_noise, grid_evidence
 from rsplugins.sampling.noise import GaussianNoise, NoiseSource, block_seed
 from rsplugins.sampling.tally import Draw, Program, Tally
@@ -24,6 +24,7 @@ __all__ = [
     "Sampler",
     "Tally",
     "block_seed",
+    "check_independent",
     "check_on_grid",
     "gaussian_noise",
     "grid_evidence",

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rsplugins import checks
+from rsplugins import arithmetic, checks
 from rsplugins.certificate import Gathered
 from rsplugins.errors import InputValueError, ParameterError, warn
 from rsplugins.execution import Execution
 from rsplugins.sampling import tuning
-from rsplugins.sampling.noise import EXACT, NoiseSource, too_coarse
+from rsplugins.sampling.independence import Guard
+from rsplugins.sampling.noise import EXACT, GaussianNoise, NoiseSource, too_coarse
 from rsplugins.sampling.readers import Reader, Sample, ScoreReader, VoteReader
 from rsplugins.sampling.slots import Clock, Segment, Slot
 from rsplugins.sampling.tally import Program
@@ -25,7 +26,8 @@ from rsplugins.sampling.tally import Program
 Work = Iterable[tuple[int, Tensor, Program]]
 """(index, item, program) of each input; items of one run have one shape, which may be anything: images, latents, patches."""
 
-_CANONICAL_ROWS = {"cpu": 1}
+# On an H200, batches of 64 made bfloat16 sampling up to nine times slower where many samples are near a tie.
+_CANONICAL_ROWS = {"cpu": 1, "cuda": 256}
 
 
 TallyName = Literal["votes", "scores", "values"]
@@ -46,7 +48,8 @@ class Sampler:
     the order or number of inputs, or what else is in the batch. Score sums agree to float rounding (about 1e-6 a sample).
 
     Args:
-        function: from (B, *shape) to logits (B, K), the rows independent of one another; run in inference mode.
+        function: from (B, *shape) to logits (B, K), the rows independent of one another and of earlier calls, which is checked
+            (:mod:`rsplugins.sampling.independence`); run in inference mode.
         noise: where the noise comes from.
         num_classes: K; None learns it from the first item.
         execution: batch size, dtype, compilation, layout.
@@ -88,9 +91,12 @@ class Sampler:
         if dtype not in EXACT:
             raise too_coarse(dtype)
         wants = execution.channels_last
+        self._weights = _weights_of(function) or dtype
         self.channels_last = tuning.prefers_channels_last(function) if wants is None else wants
         self.batch_size = 0 if execution.batch_size == "auto" else int(execution.batch_size)
         # dynamic=False: the micro-batch and the canonical batch each keep the one graph they are compiled to.
+        self._plain = function
+        self._guard: Guard | None = None
         self._function = torch.compile(function, dynamic=False) if execution.compile else function
         self._capacity = _CANONICAL_ROWS.get(self.device.type, 64)
         self._ahead = 1 if self.device.type == "cuda" else 0
@@ -107,6 +113,7 @@ class Sampler:
         """Return what changes the function that is certified, for a certificate's ``function``, as JSON values."""
         return {
             "dtype": self.execution.dtype if self.execution.dtype != "float32" else str(self.dtype).removeprefix("torch."),
+            "arithmetic": arithmetic.spoken(self.device, self._weights, autocast=self.execution.dtype == "bfloat16"),
             "compile": self.execution.compile,
             "device": self.device.type,
             "noise": self.noise.name,
@@ -121,12 +128,13 @@ class Sampler:
         Raises:
             OutputValueError: logits that are not finite (naming the input), or not of shape (B, K).
             InputValueError: an item of another shape than the first.
+            UsageError: what the function returns for an item depends on the rest of its batch, or on earlier calls.
         """
         source, queue, flights = iter(work), deque[Slot](), deque[_Flight]()
         first = next(source, None)
         if first is None:
             return
-        self._prepare(first[1])
+        self._prepare(first[0], first[1])
         source = itertools.chain([first], source)
         clock, exhausted = Clock(), False
         while True:
@@ -142,6 +150,7 @@ class Sampler:
             if settled is not None:
                 clock.charge(settled.segments)
             while queue and queue[0].evidence is not None:
+                self._check_again(clock)
                 yield queue.popleft().gathered()
             if exhausted and not queue:
                 return
@@ -173,6 +182,7 @@ class Sampler:
         if not segments:
             return None
         try:
+            self._check(sum(segment.rows for segment in segments))
             logits = self._evaluate(segments)
         except (RuntimeError, MemoryError) as error:
             if not tuning.is_out_of_memory(error) or self.batch_size == 1:
@@ -215,8 +225,9 @@ class Sampler:
         return self._forward(batch)[:row]
 
     def _forward(self, batch: Tensor) -> Tensor:
+        # What is recorded is what runs: an autocast that the caller is in is left.
         lower = self.execution.dtype == "bfloat16"
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if lower else contextlib.nullcontext()
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if lower else arithmetic.without_autocast()
         with torch.inference_mode(), autocast:
             logits = self._function(batch)
         if not isinstance(logits, Tensor) or logits.shape != (len(batch), self.num_classes):
@@ -241,7 +252,39 @@ class Sampler:
         for segment in flight.segments:
             segment.slot.proceed()
 
-    def _prepare(self, item: Tensor) -> None:
+    def check(self, index: int, item: Tensor) -> None:
+        """Check the function before sampling, with noisy copies of an item, for batches of up to the engine's size.
+
+        Raises:
+            UsageError: as :meth:`run`.
+        """
+        self._prepare(index, item)
+        self._check(self.batch_size)
+
+    def _check(self, rows: int) -> None:
+        assert self._guard is not None  # made with the first item
+        self._guard.check(self.batch_size if self.execution.compile else rows)
+
+    def _check_again(self, clock: Clock) -> None:
+        """Check after an input that the function has not changed; what that costs is the input's."""
+        start = time.perf_counter()
+        if self._guard is not None:
+            self._guard.repeat()
+        clock.spent += time.perf_counter() - start
+
+    def _guarded(self, index: int, item: Tensor) -> Guard:
+        image = self._batch(1, item.shape)[0].copy_(item)
+
+        def noisy(rows: int) -> Tensor:
+            batch = self._batch(rows, item.shape)
+            self.noise.perturb(image, batch, index, 0)
+            return batch
+
+        coarsest = torch.bfloat16 if self.execution.dtype == "bfloat16" else None
+        compiled = self.execution.compile
+        return Guard(self._plain, self._forward, noisy, self.device, alone=self._capacity, coarsest=coarsest, compiled=compiled)
+
+    def _prepare(self, index: int, item: Tensor) -> None:
         """Make the buffer for items like this one, and learn what was left open: the number of classes, the batch size."""
         if self.num_classes is None:
             self.num_classes = int(self._forward(self._batch(1, item.shape)).shape[1])
@@ -253,8 +296,12 @@ class Sampler:
         if not self.batch_size:
             probe = item.to(self.device, self.dtype)
             self.batch_size = tuning.best_batch_size(self._forward, lambda rows: self._batch(rows, item.shape).add_(probe))
-        if self._buffer.shape != (self.batch_size, *item.shape):
+        same = self._buffer.shape == (self.batch_size, *item.shape)
+        if not same:
             self._buffer = self._batch(self.batch_size, item.shape)
+        # Sampled once more, the function may be another by then, such as after further training.
+        if not same or self._guard is None or not self._guard.unchanged():
+            self._guard = self._guarded(index, item)
 
     def _shrink(self) -> None:
         shape, self._buffer = self._buffer.shape[1:], torch.empty(0)
@@ -269,6 +316,30 @@ class Sampler:
 
     def _batch(self, rows: int, shape: Sequence[int]) -> Tensor:
         return tuning.empty_batch(rows, shape, channels_last=self.channels_last, dtype=self.dtype, device=self.device)
+
+
+def check_independent(classifier: nn.Module, index: int, item: Tensor, execution: Execution, *, sigma: float, rows: int) -> None:
+    """Check a model of which a sampler runs another function: a part, or one that calls it for many windows of an image.
+
+    Args:
+        classifier: from (B, *shape) to logits.
+        index: of the input.
+        item: what it is given, without a batch dimension.
+        execution: how the sampler runs.
+        sigma: of the noise that is added to the item.
+        rows: the largest batch that is tried.
+
+    Raises:
+        UsageError: what it returns for an item depends on the rest of its batch, or on earlier calls.
+    """
+    plain = replace(execution, batch_size=rows, compile=False)
+    noise, dtype = GaussianNoise(sigma, execution.seed), torch.promote_types(item.dtype, torch.float32)
+    Sampler(classifier, noise, None, plain, device=item.device, dtype=dtype).check(index, item)
+
+
+def _weights_of(function: Callable[[Tensor], Tensor]) -> torch.dtype | None:
+    tensors = (*function.parameters(), *function.buffers()) if isinstance(function, nn.Module) else ()
+    return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def _device_of(function: Callable[[Tensor], Tensor]) -> torch.device:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsplugins.double import double
 from rsplugins.errors import InputValueError
 from rsplugins.execution import Execution
 from rsplugins.sampling.noise import EXACT, GaussianNoise, NoiseSource, block_seed, too_coarse
@@ -105,7 +106,7 @@ def check_on_grid(images: Tensor) -> None:
     Raises:
         InputValueError: naming a value between two steps.
     """
-    steps = images.double() * LEVELS
+    steps = double(images) * LEVELS
     off = (steps - steps.round()).abs() > _ON_GRID
     if bool(off.any()):
         value = float(images[off][0])

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rsplugins.double import double
 from rsplugins.errors import OutputValueError
 from rsplugins.sampling.slots import Segment, Slot
 
@@ -52,11 +53,12 @@ class ScoreReader:
 
     def reduce(self, logits: Tensor, owners: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Return (S, 2 K) sums, flat; a NaN or infinite logit makes its segment's sums NaN."""
-        scores = logits.double().softmax(1) if self.softmax else logits.double()
-        scores = scores.masked_fill(~logits.isfinite().all(1, keepdim=True), torch.nan)
+        wide = double(logits)
+        scores = wide.softmax(1) if self.softmax else wide
+        scores = scores.masked_fill(~wide.isfinite().all(1, keepdim=True), torch.nan)
         both = torch.cat([scores, scores.square()], dim=1)
-        table = torch.zeros(len(segments), both.shape[1], dtype=torch.float64, device=logits.device)
-        return table.index_add_(0, owners, both).view(-1)
+        table = torch.zeros(len(segments), both.shape[1], dtype=torch.float64, device=wide.device)
+        return table.index_add_(0, owners.to(wide.device), both).view(-1)
 
     def settle(self, reduced: NDArray[np.float64], segments: Sequence[Segment]) -> None:
         """Add the sums to the slots."""
@@ -124,7 +126,7 @@ class VoteReader:
             self._decide(samples)
 
     def _decide(self, samples: Sequence[Sample]) -> None:
-        logits = self._canonical(samples).double().cpu().numpy()
+        logits = self._canonical(samples).cpu().double().numpy()
         for (slot, _), values in zip(samples, logits, strict=True):
             if not np.isfinite(values).all():
                 raise not_finite(slot)
@@ -134,8 +136,8 @@ class VoteReader:
 
     def _measure_slack(self, logits: Tensor, segment: Segment) -> float:
         rows = min(segment.rows, 4)
-        expected = self._canonical([(segment.slot, segment.start + row) for row in range(rows)]).double()
-        deviation = float((logits[:rows].double() - expected).abs().amax() / expected.abs().amax().clamp_min(1e-30))
+        expected = self._canonical([(segment.slot, segment.start + row) for row in range(rows)]).cpu().double()
+        deviation = float((logits[:rows].cpu().double() - expected).abs().amax() / expected.abs().amax().clamp_min(1e-30))
         return max(SLACK.get(logits.dtype, 2e-2), _SAFETY * deviation if math.isfinite(deviation) else 0.0)
 
 

@@ -9,7 +9,7 @@ from string import Template
 
 from rsplugins.errors import ParameterError, UnknownNameError, UsageError
 
-KINDS = ("certifier", "training-hook", "model-source")
+KINDS = ("certifier", "training-hook", "model-source", "dataset", "bound-operator", "moment-rule")
 
 _FILES = Path(__file__).parent / "templates"
 
@@ -20,7 +20,7 @@ def write_plugin(name: str, kind: str, directory: Path) -> list[Path]:
     Args:
         name: what the plugin brings is called so: lower-case letters, digits, hyphens.
         kind: one of :data:`KINDS`.
-        directory: where the folder ``rsplugins-NAME`` is made.
+        directory: where the folder ``NAME`` is made; the distribution in it is called ``rsplugins-NAME``.
 
     Returns:
         The files written, relative to ``directory``.
@@ -35,10 +35,11 @@ def write_plugin(name: str, kind: str, directory: Path) -> list[Path]:
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(module):
         raise ParameterError(f"{name!r} cannot be the name of a plugin.", fix="Use lower-case letters, digits and hyphens.")
-    root = directory / f"rsplugins-{name}"
+    root = directory / name
     if root.exists():
         raise UsageError(f"{root} exists already.", fix="Choose another name, or another --directory.")
     values = {"name": name, "package": f"rsplugins_{module}", "class_": "".join(part.title() for part in name.split("-"))}
+    values |= {"kind": kind, "reference": " --reference linear" if kind == "model-source" else ""}
     written = []
     for folder in ("common", kind):
         for source in sorted((_FILES / folder).rglob("*.txt")):

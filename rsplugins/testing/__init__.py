@@ -12,7 +12,16 @@ Every check of the contract is then a test of its own.
 from __future__ import annotations
 
 from rsplugins.testing.certifiers import certifier_checks
-from rsplugins.testing.contract import certifier_contract, model_source_contract, training_hook_contract
+from rsplugins.testing.contract import (
+    bound_operator_contract,
+    certifier_contract,
+    dataset_contract,
+    model_source_contract,
+    moment_rule_contract,
+    training_hook_contract,
+)
+from rsplugins.testing.datasets import dataset_checks
+from rsplugins.testing.finding import bound_operator_checks, moment_rule_checks
 from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import BrokenContractError, Check, Outcome
 from rsplugins.testing.sources import model_source_checks
@@ -21,10 +30,16 @@ __all__ = [
     "BrokenContractError",
     "Check",
     "Outcome",
+    "bound_operator_checks",
+    "bound_operator_contract",
     "certifier_checks",
     "certifier_contract",
+    "dataset_checks",
+    "dataset_contract",
     "model_source_checks",
     "model_source_contract",
+    "moment_rule_checks",
+    "moment_rule_contract",
     "training_hook_checks",
     "training_hook_contract",
 ]

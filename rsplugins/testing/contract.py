@@ -7,6 +7,8 @@ from typing import Any
 
 from rsplugins.host import Entry
 from rsplugins.testing.certifiers import certifier_checks
+from rsplugins.testing.datasets import dataset_checks
+from rsplugins.testing.finding import bound_operator_checks, moment_rule_checks
 from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import Check
 from rsplugins.testing.sources import model_source_checks
@@ -34,6 +36,21 @@ def training_hook_contract(name: str, **settings: Any) -> Callable[[Check], None
 def model_source_contract(scheme: str, reference: str, **options: Any) -> Callable[[Check], None]:
     """Return a pytest test of everything that a model source owes; see :func:`rsplugins.testing.model_source_checks`."""
     return as_test(model_source_checks(scheme, reference, **options))
+
+
+def dataset_contract(name: str, **arguments: Any) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a data set owes; see :func:`rsplugins.testing.dataset_checks`."""
+    return as_test(dataset_checks(name, **arguments))
+
+
+def bound_operator_contract(operator: str | Entry, *, reference: str = "", thorough: bool = False) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a bound operator owes; see :func:`rsplugins.testing.bound_operator_checks`."""
+    return as_test(bound_operator_checks(operator, reference=reference, thorough=thorough))
+
+
+def moment_rule_contract(rule: str | Entry, *, reference: str = "", thorough: bool = False) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a moment rule owes; see :func:`rsplugins.testing.moment_rule_checks`."""
+    return as_test(moment_rule_checks(rule, reference=reference, thorough=thorough))
 
 
 def as_test(checks: Sequence[Check]) -> Callable[[Check], None]:

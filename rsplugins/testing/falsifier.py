@@ -160,4 +160,4 @@ def _verdict(subject: Subject, claims: Sequence[Claim], fallen: int, attacked: i
     if fallen > allowed:
         raise BrokenContractError(f"{fallen} of {attacked} certified digits change class inside their balls; {allowed} may.")
     mean = float(np.mean([claim.radius for claim in claims]))
-    return f"{attacked} balls attacked (mean radius {mean:.3g}), {fallen} fell, {allowed} allowed"
+    return f"{attacked} balls attacked (mean radius {mean:.3g}), {fallen} of {attacked} fell, {allowed} allowed"

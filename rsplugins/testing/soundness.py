@@ -83,7 +83,8 @@ def judge(subject: Subject, claims: Sequence[Claim], world: World) -> str:
             f"{false} of {len(claims)} claims are false; at {_promise(alpha)} at most {allowed} may be. "
             f"{_example(claims, world, wrong, pairs)}"
         )
-    return f"{made} certificates, {false} false, {allowed} allowed"
+    trials = f"in {len(claims)} trials: {false} false, {allowed} allowed at {_promise(alpha)}"
+    return f"{made} certificates {trials}"
 
 
 def _promise(alpha: float) -> str:

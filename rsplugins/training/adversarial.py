@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from rsplugins.errors import ParameterError
 from rsplugins.training import attacks
 from rsplugins.training.hooks import Batch, hookimpl, weighted_cross_entropy, weighted_mean
+from rsplugins.training.inputs import cross_entropy, full
 from rsplugins.training.schema import Count, Eps, NonNegative, Positive, Settings, Whole
 
 
@@ -55,6 +57,7 @@ class AdversarialTraining(Settings):
             start=start,
             objective=objective,
             stop_after=stop_after,
+            check=False,
         )
         return images
 
@@ -80,6 +83,8 @@ class FriendlyAdversarialTraining(AdversarialTraining):
     Attributes:
         tau: pairs (first epoch, tau), counted from 0; the default is that of GAIR-FAT's released code.
     """
+
+    soft_labels: ClassVar[bool] = False
 
     tau: tuple[tuple[Whole, Whole], ...] = ((0, 0), (40, 3), (70, 6))
 
@@ -117,7 +122,7 @@ class Trades(AdversarialTraining):
     def perturb(self, batch: Batch) -> Tensor | None:
         """Return images that maximise the KL from the clean prediction, started a little beside the clean image."""
         with attacks.evaluation_mode(batch.model), torch.no_grad():
-            clean = batch.model(batch.images).float()
+            clean = full(batch.model(batch.images))
         # torch 2.3 keeps the casts of weights made without gradients, and the loss would not reach the weights.
         torch.clear_autocast_cache()
         return self._pgd(batch, self.small_start(batch), attacks.divergence(clean), None)
@@ -129,8 +134,8 @@ class Trades(AdversarialTraining):
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
         """Return the TRADES objective."""
-        perturbed, clean = batch.logits, batch.model(batch.images).float()
-        return F.cross_entropy(clean, batch.labels) + self.beta * weighted_mean(kl(clean, perturbed), weights)
+        perturbed, clean = batch.logits, full(batch.model(batch.images))
+        return cross_entropy(clean, batch.labels) + self.beta * weighted_mean(kl(clean, perturbed), weights)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -144,12 +149,14 @@ class Mart(AdversarialTraining):
         beta: weight of the KL term; 5 in the paper.
     """
 
+    soft_labels: ClassVar[bool] = False
+
     beta: NonNegative = 5.0
 
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
         """Return the MART objective."""
-        perturbed, clean = batch.logits, batch.model(batch.images).float()
+        perturbed, clean = batch.logits, full(batch.model(batch.images))
         others = torch.log(1.0 - best_other(perturbed, batch.labels) + 1e-4)
         boosted = F.cross_entropy(perturbed, batch.labels, reduction="none") - others
         doubt = 1.0 - clean.softmax(1).gather(1, batch.labels[:, None])[:, 0]

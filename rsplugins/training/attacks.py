@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsplugins.training.hooks import Geometry
+from rsplugins.training.inputs import check_images, full, hard
+from rsplugins.training.inputs import cross_entropy as _cross_entropy
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """From logits (n, K) and the indices (n,) of these inputs in the batch to a scalar that the attack increases."""
@@ -28,8 +30,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def cross_entropy(labels: Tensor) -> Objective:
-    """Return the summed cross-entropy with labels (B,)."""
-    return lambda logits, index: F.cross_entropy(logits, labels[index], reduction="sum")
+    """Return the summed cross-entropy with labels (B,), or soft labels (B, K)."""
+    return lambda logits, index: _cross_entropy(logits, labels[index], "sum")
 
 
 def margin(labels: Tensor) -> Objective:
@@ -45,7 +47,7 @@ def margin(labels: Tensor) -> Objective:
 
 def divergence(logits: Tensor) -> Objective:
     """Return the summed KL(p || q) from the clean distribution p = softmax(logits), (B, K), to the perturbed q (TRADES)."""
-    clean = F.softmax(logits.detach().float(), dim=1)
+    clean = F.softmax(full(logits.detach()), dim=1)
     return lambda scores, index: F.kl_div(F.log_softmax(scores, dim=1), clean[index], reduction="sum")
 
 
@@ -60,13 +62,14 @@ def pgd(
     start: Tensor | None = None,
     objective: Objective | None = None,
     stop_after: int | None = None,
+    check: bool = True,
 ) -> tuple[Tensor, Geometry]:
     """Ascend the objective by signed gradient steps inside the l-infinity ball and [0, 1], with the model in eval mode.
 
     Args:
         model: raw [0, 1] pixels to logits (B, K).
         images: (B, C, H, W), raw [0, 1] pixels.
-        labels: (B,) int64.
+        labels: (B,) int64, or soft labels (B, K), of which the most probable class counts as the right one.
         eps: radius, raw pixels.
         step_size: raw pixels.
         steps: K.
@@ -74,11 +77,18 @@ def pgd(
         objective: None for the cross-entropy with ``labels``.
         stop_after: None runs all steps. A number tau stops each input tau steps after its first misclassified iterate (Zhang et
             al. 2020, "friendly" adversarial training); every input keeps its place in the batch.
+        check: whether the images' values are checked, which waits for the device.
 
     Returns:
         The last iterates (B, C, H, W), detached, and the :class:`~rsplugins.training.hooks.Geometry`.
+
+    Raises:
+        InputValueError: images outside [0, 1], to which the iterates are clamped; with the likely cause.
     """
+    if check:
+        check_images(images, model)
     objective = objective or cross_entropy(labels)
+    labels = hard(labels)
     current = images.detach().clone()
     if start is not None:
         current = _project(current + start, images, eps)
@@ -90,7 +100,7 @@ def pgd(
         for step in range(steps):
             iterate = current[index].requires_grad_()
             with torch.enable_grad():
-                logits = model(iterate).float()
+                logits = full(model(iterate))
                 (gradient,) = torch.autograd.grad(objective(logits, index), iterate)
             right = logits.detach().argmax(1) == labels[index]
             correct[index] += right.long()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from rsplugins.errors import ParameterError
 from rsplugins.training.hooks import Batch, Start, hookimpl
+from rsplugins.training.inputs import full
 from rsplugins.training.propagation import Blocks, Bound, Bounder, Chain, make_bounder
 from rsplugins.training.schema import Eps, Fraction, NonNegative, Positive, Settings
 
@@ -29,6 +30,8 @@ class IbpTraining(Settings):
         clean_share: final weight of the clean loss.
         clip: intersect the ball with the pixel range.
     """
+
+    soft_labels: ClassVar[bool] = False
 
     bound: ClassVar[Bound] = "ibp"
 
@@ -76,8 +79,8 @@ class IbpTraining(Settings):
 
     def robust_by(self, batch: Batch, eps: float, bound: Bound) -> Tensor:
         """Return the cross-entropy of the worst-case logits under one of the bounds."""
-        specification = against(batch.labels, batch.logits.shape[1])
-        low = self.bounder(batch).lower(batch.images, eps, specification, bound, self.clip).float()
+        specification = against(batch.labels, batch.logits.shape[1]).to(batch.logits.dtype)
+        low = full(self.bounder(batch).lower(batch.images, eps, specification, bound, self.clip))
         # Margins against the other classes all positive; the label's own row is 0.
         batch.metrics[f"within_{bound}"] = (low.detach().scatter(1, batch.labels[:, None], 1.0) > 0).all(1).float().mean()
         return F.cross_entropy(-low, batch.labels)
@@ -156,7 +159,7 @@ class EtbReleasedTraining(IbpTraining):
             raise ParameterError(
                 "The released ETB needs a chain of convolutions, linear layers and ReLUs.", fix='Use name = "etb".'
             )
-        offsets = chain.offsets(batch.images, self.eps * grown, self.clip).float()
+        offsets = chain.offsets(batch.images, self.eps * grown, self.clip).to(logits.dtype)
         sign = torch.ones_like(offsets).scatter(1, batch.labels[:, None], -1.0)
         z = logits + sign * offsets
         # All logits 0 would divide by 0.

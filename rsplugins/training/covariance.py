@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class CovarianceTraining(GaussianAugmentation):
         inflation: of ``"channel"``.
         detach: keep the gradient out of the covariance, as the released code does.
     """
+
+    soft_labels: ClassVar[bool] = False
 
     lambda_: NonNegative = 0.5
     gamma: Positive = 8.0

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.classifier import Classifier
+from rsplugins.double import bring
+from rsplugins.errors import UsageError
 from rsplugins.training.hooks import Batch, Hooks
-from rsplugins.training.precision import unsafe_in_bfloat16
+from rsplugins.training.inputs import hard
+from rsplugins.training.precision import unsafe_in_bfloat16, why_float32
 from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import OptimizerSettings, Recipe
 from rsplugins.training.schedule import lr_factor
@@ -63,8 +66,10 @@ class Engine:
                 parameter.data = self.arranged(parameter.data)
         self.ranks.copy_from_first(self._tensors())
         lower = settings.precision == "bfloat16"
-        self.not_in_bfloat16 = unsafe_in_bfloat16(self.classifier, device) if lower else None
-        self.precision = "bfloat16" if lower and self.not_in_bfloat16 is None else "float32"
+        self.why_precision = (why_float32(self.classifier, device) if lower else None) or ""
+        if self.ranks.any(bool(self.why_precision), device):
+            self.why_precision = self.why_precision or "the processor of another rank has no use for bfloat16"
+        self.precision = "bfloat16" if lower and not self.why_precision else "float32"
         self.forward: nn.Module = torch.compile(self.classifier) if settings.compile else self.classifier  # type: ignore[assignment]
         self.optimizer = make_optimizer(recipe.optimizer, self.classifier, device)
         self.average = [tensor.detach().clone() for tensor in self._averaged()] if settings.ema else []
@@ -114,6 +119,8 @@ class Engine:
             nn.utils.clip_grad_norm_(self.classifier.parameters(), self.recipe.optimizer.clip_norm)
         self.optimizer.step()
         self.updates += 1
+        # Attacks read batch statistics, which each rank makes of its share: a checkpoint could hold only one rank's.
+        self.ranks.copy_from_first(self.classifier.buffers())
         self._average()
         self._count(batch, loss.detach(), step)
 
@@ -151,6 +158,7 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs besides epoch and step; all ranks must call it."""
         return {
+            "precision": self.precision,
             "model": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
@@ -160,15 +168,34 @@ class Engine:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
+        """Take back what :meth:`state` returned.
+
+        Raises:
+            UsageError: the run began in bfloat16, whose gradients are wrong here.
+        """
+        self._keep_precision(state.get("precision"))
         self.classifier.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = [tensor.to(self.device) for tensor in state["average"]]
         self.updates = state["updates"]
         # The sums are those of all ranks: one takes them, and the others begin at 0.
         own = 1 if self.ranks.is_first else 0
-        self.sums = {name: own * value.to(self.device) for name, value in state["sums"].items()}
+        dtype = self.sums["loss"].dtype  # another one than was saved where the run began on another kind of device
+        self.sums = {name: own * bring(value, self.device, dtype) for name, value in state["sums"].items()}
         self.hooks.load_state(state["hooks"])
+
+    def _keep_precision(self, began: str | None) -> None:
+        """Go on in the arithmetic in which a run began, whatever this processor is best at."""
+        if began is None or began == self.precision:
+            return
+        unsafe = unsafe_in_bfloat16(self.classifier, self.device) if began == "bfloat16" else None
+        if unsafe is not None:
+            raise UsageError(
+                f"This run began in bfloat16, and here {unsafe}, which this CPU's bfloat16 computes wrong gradients of.",
+                cause="it was begun on another device.",
+                fix="Resume it where it began, or start again with another --out.",
+            )
+        self.precision, self.why_precision = began, f"the run began in {began}"
 
     def _tensors(self) -> Iterator[Tensor]:
         yield from (parameter.data for parameter in self.classifier.parameters())
@@ -191,7 +218,7 @@ class Engine:
             self.sums["steps"] += 1
             self.sums["images"] += len(batch.labels)
             if batch.scores is not None and len(batch.scores) == len(batch.labels):
-                self.sums["correct"] += (batch.scores.argmax(1) == batch.labels).sum()
+                self.sums["correct"] += (batch.scores.argmax(1) == hard(batch.labels)).sum()
             for name, value in batch.metrics.items():
                 self.sums[name] = self.sums.get(name, torch.zeros_like(self.sums["loss"])) + value.detach()
             fine = loss.isfinite() | (self.first_bad >= 0)

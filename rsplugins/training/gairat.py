@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ from rsplugins.training import attacks
 from rsplugins.training.adversarial import AdversarialTraining, FriendlyAdversarialTraining, Mart, Trades, kl
 from rsplugins.training.geometry import Scheme, geometry_weights, margin_weights
 from rsplugins.training.hooks import Batch, Start, hookimpl
+from rsplugins.training.inputs import full
 from rsplugins.training.schema import Positive, Range, Settings, Whole
 
 Lambda = Annotated[float, Range(finite=False, fix="Use a number, or inf for equal weights.")]
@@ -58,6 +59,8 @@ class GeometryWeights(_Late):
         lambda_max: finite; where ``"linear"`` starts.
         lambda_steps: pairs (first epoch, lambda) of ``"steps"``, in increasing order.
     """
+
+    soft_labels: ClassVar[bool] = False
 
     lambda_: Lambda = -1.0
     scheme: Scheme = "tanh"
@@ -156,7 +159,7 @@ class GairTrades(GeometryWeights, Trades):
         geometry = batch.geometry
         second = self._pgd(batch, self.small_start(batch), attacks.margin(batch.labels), None)
         batch.geometry = geometry
-        perturbed, by_margin, clean = batch.logits, batch.model(second).float(), batch.model(batch.images).float()
+        perturbed, by_margin, clean = batch.logits, full(batch.model(second)), full(batch.model(batch.images))
         robust = weights * kl(clean, perturbed) + (1.0 - weights) * kl(clean, by_margin)
         return F.cross_entropy(clean, batch.labels) + self.beta * robust.mean()
 
@@ -170,6 +173,8 @@ class MarginWeights(_Late):
         bias: shift of the margin.
         normalise: whether weights have mean 1 over the batch; the released code leaves them.
     """
+
+    soft_labels: ClassVar[bool] = False
 
     slope: Positive = 10.0
     bias: Annotated[float, Range()] = -0.5

@@ -20,9 +20,9 @@ from typing import Any
 import pluggy
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rsplugins.errors import UsageError
+from rsplugins.training.inputs import as_labels, check_images, check_labels, cross_entropy, full
 
 PROJECT = "rsplugins-training"
 
@@ -53,7 +53,7 @@ class Batch:
     Attributes:
         model: the network, raw [0, 1] pixels to logits, in training mode.
         images: (B, C, H, W) clean images, raw [0, 1] pixels.
-        labels: (B,) class indices.
+        labels: (B,) class indices, or soft labels (B, K), as Mixup makes them, for hooks that take them.
         epoch: counted from 0.
         epochs: how many there will be; None when a loop of one's own did not say.
         progress: epochs done, fractions of the current one included; schedules within an epoch use it.
@@ -85,9 +85,9 @@ class Batch:
 
     @property
     def logits(self) -> Tensor:
-        """(B, K) float32 logits of ``perturbed``, computed once."""
+        """(B, K) logits of ``perturbed``, in float32 (float64 where the model is), computed once."""
         if self.scores is None:
-            self.scores = self.model(self.perturbed).float()
+            self.scores = full(self.model(self.perturbed))
         return self.scores
 
     def gaussian(self, like: Tensor) -> Tensor:
@@ -193,8 +193,11 @@ class TrainingHookSpecs:
 class Hooks:
     """Calls training hooks, in a trainer or in anybody's loop.
 
+    The first batch of each epoch is checked: images that are not raw pixels in [0, 1] are refused, as are labels that no hook can
+    use.
+
     Args:
-        hooks: objects with methods marked by :data:`hookimpl`.
+        hooks: objects with methods marked by :data:`hookimpl`; one with ``soft_labels = False`` takes class indices only.
         epochs: how long the run will be; lets hooks check their schedules.
         model: handed to ``on_start``, when known.
         num_classes: handed to ``on_start``, when known.
@@ -208,7 +211,8 @@ class Hooks:
     def __init__(
         self, *hooks: object, epochs: int | None = None, model: nn.Module | None = None, num_classes: int | None = None
     ) -> None:
-        self.epochs = epochs
+        self.epochs, self.num_classes = epochs, num_classes
+        self._checked: int | None = None
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(TrainingHookSpecs)
         for position, hook in enumerate(hooks):
@@ -224,14 +228,19 @@ class Hooks:
         Args:
             model: in training mode; raw [0, 1] pixels to logits (B, K).
             images: (B, C, H, W), raw [0, 1] pixels.
-            labels: (B,) int64.
+            labels: (B,) class indices, or soft labels (B, K).
             epoch: counted from 0; schedules depend on it.
             generator: on the device of the images; None for torch's default.
+
+        Raises:
+            InputValueError: images outside [0, 1] (normalised ones, say), or labels that are none; with the likely cause.
+            UsageError: soft labels, and a hook that takes class indices only.
         """
         return self.run(Batch(model, images, labels, epoch, self.epochs, generator))
 
     def run(self, batch: Batch) -> Tensor:
         """As :meth:`training_loss`, for a caller that wants to read the batch afterwards."""
+        self._check(batch)
         call = self.manager.hook
         perturbed = call.perturb(batch=batch)
         if perturbed is not None:
@@ -241,6 +250,29 @@ class Hooks:
             weights = weights.detach()
         loss: Tensor | None = call.loss(batch=batch, weights=weights)
         return weighted_cross_entropy(batch.logits, batch.labels, weights) if loss is None else loss
+
+    def _check(self, batch: Batch) -> None:
+        """Bring the labels into one form, and look at the values of an epoch's first batch: looking waits for a GPU."""
+        if batch.epoch != self._checked:
+            check_images(batch.images, batch.model)
+        batch.labels = as_labels(batch.labels, batch.images)
+        if batch.epoch != self._checked:
+            check_labels(batch.labels, self.num_classes)
+            self._checked = batch.epoch
+        if batch.labels.dim() == 2:
+            self._check_takes_soft_labels()
+
+    def _check_takes_soft_labels(self) -> None:
+        calls = (getattr(self.manager.hook, name) for name in ("perturb", "instance_weights", "loss"))
+        hooks = [impl.plugin for call in calls for impl in call.get_hookimpls()]
+        refusing = next((hook for hook in hooks if not getattr(hook, "soft_labels", True)), None)
+        if refusing is not None:
+            raise UsageError(
+                f"{_name(refusing)} takes one class index an image (B,), and was given soft labels (B, K).",
+                cause="it asks whether an image is classified correctly, or counts margins against its class, which labels of "
+                "Mixup or CutMix do not say.",
+                fix="Train with class indices, or use at, trades, gaussian, consistency or latent-noise.",
+            )
 
     def on_epoch_end(self, epoch: int, metrics: dict[str, Any]) -> None:
         """Call the hook of that name."""
@@ -293,10 +325,10 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | Non
 
     Args:
         logits: (B, K).
-        labels: (B,).
+        labels: (B,), or (B, K) soft ones.
         weights: (B,) or None.
     """
-    return weighted_mean(F.cross_entropy(logits, labels, reduction="none"), weights)
+    return weighted_mean(cross_entropy(logits, labels, "none"), weights)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:

@@ -89,6 +89,7 @@ class Chain:
         """Return lower bounds (B, S) of specification (B, S, K) @ logits."""
         layers, rectified = self.layers()
         last = layers[-1]
+        specification = specification.to(self.dtype)
         if not isinstance(last, Dense) or rectified[-1]:
             raise ParameterError("The network has to end with a linear layer.", fix="Leave out what follows it.")
         bias = None if last.bias is None else specification @ last.bias
@@ -115,6 +116,11 @@ class Chain:
             rows = _pull_back(layer, rows, intervals[position][0], before)
         return (rows.abs() @ ((high - low) / 2).flatten(1).unsqueeze(2)).squeeze(2)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, which a Classifier casts images to."""
+        return next(parameter.dtype for parameter in self.model.parameters())
+
     def layers(self) -> tuple[list[Layer], list[bool]]:
         """Return the affine layers, and whether a ReLU follows each."""
         layers: list[Layer] = []
@@ -134,7 +140,7 @@ class Chain:
             low, high = low.clamp(min=0), high.clamp(max=1)
         if isinstance(self.model, Classifier):
             low, high = self.model.normalised(low), self.model.normalised(high)
-        return low, high
+        return low.to(self.dtype), high.to(self.dtype)
 
 
 def propagate(
@@ -219,11 +225,14 @@ def _pull_back(layer: Layer, rows: Tensor, after: Tensor, before: Tensor) -> Ten
 
 class _ByAutoLirpa:
     def __init__(self, model: nn.Module, example: Tensor, bounds: Sequence[Bound]) -> None:
-        from rsplugins.lirpa.etb import ETB, SOUND_ETB
         from rsplugins.lirpa.network import BoundNetwork
+        from rsplugins.lirpa.operators import ETB, SOUND_ETB, PluginOperators
 
-        operators = {"ibp": None, "etb": ETB, "sound-etb": SOUND_ETB}
-        self.networks = {bound: BoundNetwork(model, example[:1].detach(), operators=operators[bound]) for bound in bounds}
+        named = {"ibp": (), "etb": ETB, "sound-etb": SOUND_ETB}
+        self.networks = {
+            bound: BoundNetwork(model, example[:1].detach(), operators=PluginOperators(named[bound], estimates=bound == "etb"))
+            for bound in bounds
+        }
 
     def lower(self, images: Tensor, eps: float, specification: Tensor, bound: Bound, clip: bool) -> Tensor:
         low, _ = self.networks[bound].bounds(images, eps, clip=clip, specification=specification, upper=False)

@@ -68,10 +68,15 @@ class Ranks:
             gradient.copy_(mean.view_as(gradient))
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Give all ranks the first one's values."""
-        if self.world > 1:
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor, src=0)
+        """Give all ranks the first one's values, in one message of bytes."""
+        members = [tensor.detach() for tensor in tensors] if self.world > 1 else []
+        if not members:
+            return
+        parts = [tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in members]
+        message = torch.cat(parts)
+        torch.distributed.broadcast(message, src=0)
+        for tensor, part in zip(members, torch.split(message, [len(part) for part in parts]), strict=True):
+            tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))  # a clone is aligned
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over the ranks."""

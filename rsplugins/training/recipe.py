@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rsplugins.errors import ParameterError, UsageError
-from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Whole, plain, read
+from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Sigma, Whole, plain, read
 
 Share = Annotated[float, Range(0.0, 1.0, open_low=True)]
 
@@ -139,8 +139,9 @@ class TrainingSettings(Settings):
     Attributes:
         epochs: passes over the training split.
         batch_size: over all ranks together.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32). On a CPU whose bfloat16 gradients of the
-            network cannot be trusted (3D convolutions; inputs narrower than a stride) float32 is used, and said.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay float32). Float32 is used, said and recorded on a
+            processor without bfloat16 units, and on a CPU whose bfloat16 gradients of the network cannot be trusted (3D
+            convolutions; inputs narrower than a stride). A resumed run goes on in the arithmetic in which it began.
         channels_last: memory layout.
         compile: whether the model goes through ``torch.compile``.
         ema: decay of the averaged weights, which are then what is measured and saved; 0 for none.
@@ -172,7 +173,7 @@ class EvaluationSettings(Settings):
 
     WHERE = "[evaluation]"
 
-    sigma: Positive | None = None
+    sigma: Sigma | None = None
     n: Count = 100_000
     stride: Count = 20
     eps: Annotated[float, Range(0.0, 1.0, open_low=True)] | None = None

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from rsplugins.certificate import Certificate, Guarantee, Norm
 from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
 from rsplugins.sampling.tuning import prefers_channels_last
+from rsplugins.stopping import keeping
 from rsplugins.training import attacks
 from rsplugins.training.files import device_name, versions, write_atomically
 from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole, plain, read
@@ -35,7 +37,9 @@ RECORDS, SUMMARY = "attacked.jsonl", "attack.json"
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 """AutoAttack's standard version (Croce and Hein, ICML 2020)."""
 GAP = 0.05
-"""A difference between attacks above this is flagged as likely gradient masking."""
+"""A difference between attacks above this, and beyond the sampling error, is flagged as likely gradient masking."""
+SIGNIFICANCE = 0.01
+"""Largest p-value of the paired test at which a difference is beyond the sampling error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +90,7 @@ class Accuracy:
         margin: under the same PGD on the margin, which no factor changes.
         autoattack: under AutoAttack, or None when it was left out.
         flags: what looks like gradient masking, in words.
+        notes: differences of that size that these inputs are too few to tell from chance, in words.
     """
 
     images: int
@@ -96,6 +101,7 @@ class Accuracy:
     autoattack: float | None
     flags: Sequence[str]
     guarantee: str = str(Guarantee.EMPIRICAL)
+    notes: Sequence[str] = ()
 
 
 class Scaled(nn.Module):
@@ -143,12 +149,9 @@ def attack(
     header = json.loads(json.dumps({**asdict(settings), "images": total, "stride": stride, **(identity or {})}, default=str))
     rows = _resume(directory, header)
     model = _for_gradients(model).eval()
-    auto = (
-        _autoattack(model, settings, table.num_classes, table.labels.device)
-        if settings.autoattack and len(rows) < total
-        else None
-    )
-    with (directory / RECORDS).open("a", encoding="utf-8") as file:
+    wanted = settings.autoattack and len(rows) < total
+    auto = _autoattack(model, settings, table.num_classes, table.labels.device) if wanted else None
+    with (directory / RECORDS).open("a", encoding="utf-8") as file, keeping(lambda: _kept(directory, len(rows), total)):
         for start in range(len(rows), total, settings.batch_size):
             progress(start, total)
             index = chosen[start : start + settings.batch_size]
@@ -164,6 +167,10 @@ def attack(
     about = {"settings": header, "ran": ran, "result": asdict(result)}
     write_atomically(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def _kept(directory: Path, done: int, total: int) -> str:
+    return f"{done} of {total} attacked inputs are kept in {directory}; the same command goes on there"
 
 
 def attack_images(
@@ -251,13 +258,41 @@ def summarise(rows: Sequence[Mapping[str, Any]], settings: AttackSettings) -> Ac
     scaled = {f"{factor:g}": share(f"pgd x{factor:g}") for factor in settings.scales}
     pgd, margin = share("pgd"), share("margin")
     auto = share("autoattack") if settings.autoattack else None
-    flags = []
-    if auto is not None and pgd - auto > GAP:
-        flags.append(f"AutoAttack is {100 * (pgd - auto):.1f} points below PGD-{settings.steps}: likely gradient masking")
-    lowest = min([*scaled.values(), margin], default=pgd)
-    if pgd - lowest > GAP:
-        flags.append(f"PGD falls by {100 * (pgd - lowest):.1f} points when the logits are rescaled: likely gradient masking")
-    return Accuracy(len(rows), share("clean"), pgd, scaled, margin, auto, tuple(flags))
+    flags: list[str] = []
+    notes: list[str] = []
+
+    def judge(lower: str, comparisons: int, text: str) -> None:
+        gap = pgd - share(lower)
+        if gap <= GAP:
+            return
+        chance = min(1.0, comparisons * paired_p_value(rows, "pgd", lower))
+        seen, counted = text.format(100 * gap), f"({round(gap * len(rows))} of {len(rows)} inputs, p = {chance:.2g})"
+        if chance <= SIGNIFICANCE:
+            flags.append(f"{seen}: likely gradient masking {counted}")
+        else:
+            notes.append(f"{seen}: too few inputs to tell that from chance {counted}; attack more")
+
+    if auto is not None:
+        judge("autoattack", 1, f"AutoAttack is {{:.1f}} points below PGD-{settings.steps}")
+    rescaled = ["margin", *(f"pgd x{factor:g}" for factor in settings.scales)]
+    judge(min(rescaled, key=share), len(rescaled), "PGD falls by {:.1f} points when the logits are rescaled")
+    return Accuracy(len(rows), share("clean"), pgd, scaled, margin, auto, tuple(flags), notes=tuple(notes))
+
+
+def paired_p_value(rows: Sequence[Mapping[str, Any]], weaker: str, stronger: str) -> float:
+    """Return McNemar's exact one-sided p-value: how probable such a lead of one attack is, were both equally strong.
+
+    Both saw the same inputs, so only those that fell to one of the two count; each is then as probably the one's as the other's.
+
+    Example:
+        >>> rows = [{"pgd": True, "autoattack": False}] * 4 + [{"pgd": True, "autoattack": True}] * 46
+        >>> paired_p_value(rows, "pgd", "autoattack")
+        0.0625
+    """
+    only_stronger = sum(bool(row[weaker]) and not row[stronger] for row in rows)
+    only_weaker = sum(bool(row[stronger]) and not row[weaker] for row in rows)
+    n = only_stronger + only_weaker
+    return float(sum(math.comb(n, k) for k in range(only_stronger, n + 1)) / 2**n)
 
 
 def _attack_batch(

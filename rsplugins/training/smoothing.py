@@ -6,7 +6,7 @@ All noise levels are on raw [0, 1] pixels, before the normalisation inside the m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rsplugins.errors import ParameterError
 from rsplugins.training.hooks import Batch, Start, hookimpl, weighted_cross_entropy
+from rsplugins.training.inputs import cross_entropy, full
 from rsplugins.training.schema import NonNegative, Positive, Range, Settings, Sigma
 
 
@@ -87,6 +88,8 @@ class Macer(_ManySamples):
         gamma: radii, in units of sigma, beyond which an input no longer counts.
     """
 
+    soft_labels: ClassVar[bool] = False
+
     samples: Annotated[int, Range(2)] = 16
     lambda_: NonNegative = 12.0
     beta: Positive = 16.0
@@ -131,7 +134,7 @@ class LatentNoise(Settings):
 
         handle = encoder.register_forward_hook(add_noise)
         try:
-            batch.scores = model(batch.perturbed).float()
+            batch.scores = full(model(batch.perturbed))
         finally:
             handle.remove()
         return weighted_cross_entropy(batch.scores, batch.labels, weights)
@@ -153,12 +156,12 @@ def consistency_loss(logits: Tensor, labels: Tensor, *, lambda_: float, eta: flo
 
     Args:
         logits: (B, m, K) of m noisy copies.
-        labels: (B,).
+        labels: (B,), or soft ones, (B, K).
         lambda_: weight of the KL term.
         eta: weight of the entropy term.
     """
     m = logits.shape[1]
-    classification = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(m))
+    classification = cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(m, dim=0))
     logarithm = F.log_softmax(logits, dim=2)
     average = logarithm.exp().mean(1).clamp_min(1e-7)
     divergence = (average[:, None] * (average.log()[:, None] - logarithm)).sum(2).mean()

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rsplugins.classifier import Classifier
-from rsplugins.errors import ParameterError, RspluginsError
+from rsplugins.errors import ParameterError, RspluginsError, RunError
 from rsplugins.lipschitz.orthogonal import plain
 from rsplugins.models import architectures
+from rsplugins.stopping import Stop, note
 from rsplugins.training import files
 from rsplugins.training.engine import Engine, derived_seed
 from rsplugins.training.hooks import Hooks
@@ -132,15 +133,18 @@ class Trainer:
         # A throw-away fork: the run seeds torch's default generators at every step.
         with (
             torch.random.fork_rng(),
+            Stop().handling() as self._stop,
             Progress(self.recipe.name, self.recipe.training.epochs, self.steps, quiet=self.quiet) as shown,
         ):
-            if self.engine.not_in_bfloat16:
-                why = f"{self.engine.not_in_bfloat16}, which this CPU's bfloat16 computes wrong gradients of"
-                shown.say(f"{self.recipe.name}: trains in float32: {why}")
+            if self.engine.why_precision:
+                shown.say(f"{self.recipe.name}: trains in {self.engine.precision}: {self.engine.why_precision}")
             if state is not None:
                 shown.say(f"{self.recipe.name}: resuming at epoch {epoch + 1}, step {step + 1}")
             status = self._run(epoch, step, deadline, shown)
-        return self._finish(status)
+        result = self._finish(status)
+        if self._stop.signal is not None:  # it came when there was no step left to end at
+            self._end(f"the model is in {self.directory}", shown)
+        return result
 
     def order(self, epoch: int) -> Tensor:
         """Return the shuffled indices of an epoch, (steps * batch_size,), on the CPU; a function of seed and epoch."""
@@ -152,30 +156,69 @@ class Trainer:
         return [self.ranks.share(batch) for batch in torch.split(self.order(epoch).to(self.device), self.batch_size)]
 
     def _run(self, first_epoch: int, first_step: int, deadline: float | None, shown: Progress) -> str:
-        saved = time.monotonic()
+        self._saved = time.monotonic()
         for epoch in range(first_epoch, self.recipe.training.epochs):
             order = self.order(epoch)
-            began, skipped = time.monotonic(), first_step
-            seed = derived_seed(self.recipe.seed, epoch)
-            # Closing ends the processes that read ahead.
-            with closing(self.train.batches(self.shares(epoch)[first_step:], seed)) as batches:
-                for step, (images, labels) in enumerate(batches, first_step):
-                    self.engine.step(images, labels, epoch, step)
-                    shown.at(epoch, step)
-                    if self.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0:
-                        self._check(order, epoch)
-                        if self._is_over(deadline):
-                            self._save(epoch, step + 1, order)
-                            return "stopped"
-                        if self._is_over(saved + self.checkpoint_seconds):
-                            self._save(epoch, step + 1, order)
-                            saved = time.monotonic()
-            first_step = 0
-            self._end_epoch(epoch, order, time.monotonic() - began, 1 - skipped / self.steps, shown)
-            saved = time.monotonic()
+            began = time.monotonic()
+            if self._run_steps(epoch, first_step, order, deadline, shown):
+                return "stopped"
+            self._end_epoch(epoch, order, time.monotonic() - began, 1 - first_step / self.steps, shown)
+            first_step, self._saved = 0, time.monotonic()
+            self._end_if_told(epoch + 1, 0, order, shown, saved=True)
             if epoch + 1 < self.recipe.training.epochs and self._is_over(deadline):
                 return "stopped"
         return "finished"
+
+    def _run_steps(self, epoch: int, first: int, order: Tensor, deadline: float | None, shown: Progress) -> bool:
+        """Make the steps of an epoch from one on, and return whether the deadline came first."""
+        done, seed = first, derived_seed(self.recipe.seed, epoch)
+        # Closing ends the processes that read ahead.
+        with closing(self.train.batches(self.shares(epoch)[first:], seed)) as batches:
+            try:
+                for step, (images, labels) in enumerate(batches, first):
+                    self.engine.step(images, labels, epoch, step)
+                    done = step + 1
+                    shown.at(epoch, step)
+                    if self._looks_at(step):
+                        self._check(order, epoch)
+                        if self._is_over(deadline):
+                            self._save(epoch, done, order)
+                            return True
+                        self._end_if_told(epoch, done, order, shown)
+                        self._save_now_and_then(epoch, done, order)
+                    elif self.ranks.world == 1:
+                        self._end_if_told(epoch, done, order, shown)
+            except RunError:
+                # The processes that read ahead die of the signal too, where they have handlers of their own.
+                if self.ranks.world == 1:
+                    self._end_if_told(epoch, done, order, shown)
+                raise
+        return False
+
+    def _looks_at(self, step: int) -> bool:
+        return self.device.type == "cpu" or (step + 1) % CHECK_EVERY == 0
+
+    def _save_now_and_then(self, epoch: int, step: int, order: Tensor) -> None:
+        if self._is_over(self._saved + self.checkpoint_seconds):
+            self._save(epoch, step, order)
+            self._saved = time.monotonic()
+
+    def _end_if_told(self, epoch: int, step: int, order: Tensor, shown: Progress, *, saved: bool = False) -> None:
+        """Save and end after a signal to this rank or another: at the end of a step, where a resumed run can go on."""
+        if not self.ranks.any(self._stop.signal is not None, self.device) or epoch >= self.recipe.training.epochs:
+            return
+        if not saved:
+            self._save(epoch, step, order)
+        self._end(
+            f"saved in {self.directory} after step {step} of {self.steps} of epoch {epoch + 1}; the same command goes on there",
+            shown,
+        )
+
+    def _end(self, kept: str, shown: Progress) -> NoReturn:
+        text = f"{self.recipe.name}: {kept}"
+        if not note(text):
+            shown.say(text)
+        self._stop.now()
 
     def _is_over(self, deadline: float | None) -> bool:
         return deadline is not None and self.ranks.any(time.monotonic() >= deadline, self.device)
@@ -185,8 +228,6 @@ class Trainer:
         row: dict[str, Any] = {"epoch": epoch, "lr": self.engine.optimizer.param_groups[0]["lr"], **self.engine.numbers()}
         if (epoch + 1) % self.recipe.training.evaluate_every == 0 or epoch + 1 == self.recipe.training.epochs:
             with self.engine.averaged() as classifier, self.engine.autocast():
-                # Batch statistics differ from rank to rank, and the first one's are what is saved.
-                self.ranks.copy_from_first(classifier.buffers())
                 row["test_accuracy"] = accuracy(classifier, self.test, ranks=self.ranks)
         self.engine.hooks.on_epoch_end(epoch, row)
         # An epoch that was interrupted counts only the part done now, scaled to a whole one.
@@ -263,6 +304,7 @@ class Trainer:
             "minutes": round(self._seconds() / 60, 3),
             "device": files.device_name(self.device),
             "precision": self.engine.precision,
+            **({"precision_reason": self.engine.why_precision} if self.engine.why_precision else {}),
             "ranks": self.ranks.world,
             "seed": recipe.seed,
             "recipe_sha256": recipe.sha256(),

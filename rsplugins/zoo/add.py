@@ -14,7 +14,7 @@ from rsplugins.runs.files import write_whole
 from rsplugins.runs.manifest import Manifest as RunManifest
 from rsplugins.runs.manifest import Selection, read_manifest
 from rsplugins.runs.record import RECORDS, Record, read_records, to_lines
-from rsplugins.runs.scoring import refuse_edited
+from rsplugins.runs.run import refuse_edited
 from rsplugins.runs.seals import SEAL, manifest_text, seal_record
 from rsplugins.zoo import evidence
 from rsplugins.zoo import manifest as manifests

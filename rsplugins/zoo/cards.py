@@ -289,7 +289,7 @@ def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
 
 
 def _runs(folder: Path) -> list[Any]:
-    from rsplugins.runs.scoring import open_run
+    from rsplugins.runs.run import open_run
 
     heads = [evidence.files(folder, name)[0] for name in evidence.names(folder)]
     return [open_run(head.parent) for head in heads if head.name == evidence.RUN]

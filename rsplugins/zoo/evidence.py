@@ -19,7 +19,7 @@ from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import CheckpointError
 from rsplugins.rounding import round_down, round_up
 from rsplugins.runs.record import RECORDS
-from rsplugins.runs.scoring import Run, open_run
+from rsplugins.runs.run import Run, open_run
 from rsplugins.runs.summary import average_radius, certified_count, interval, summarise
 from rsplugins.zoo.files import sha256
 from rsplugins.zoo.manifest import Result

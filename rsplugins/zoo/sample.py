@@ -16,7 +16,7 @@ from rsplugins.classifier import Classifier
 from rsplugins.data import Dataset
 from rsplugins.data import load as load_data
 from rsplugins.host import get_host
-from rsplugins.runs.manifest import read_manifest
+from rsplugins.runs.manifest import current_parameters, read_manifest
 from rsplugins.runs.record import read_records
 from rsplugins.zoo import evidence
 
@@ -105,13 +105,12 @@ def _certified(
     chosen = _spread([record for record in records.values() if record.error is None], CERTIFIED)
     indices = [record.index for record in chosen]
     images = torch.stack([data[index][0] for index in indices])
-    parameters = dict(run.parameters)
+    parameters = current_parameters(run.parameters)
     if "n" in parameters:
         parameters["n"] = min(parameters["n"], SAMPLES)
     if "stop_at" in parameters:
         # A radius that the run decided may be out of reach of fewer samples.
         parameters["stop_at"] = ()
-    # Not rsplugins.certify: a certifier may have a parameter of its own that is named as one of that function's, as ibp's dtype.
     entry = get_host().find("certifier", run.method)
     dtype: Any = run.dtype
     execution = Execution(seed=run.seed, dtype=dtype, compile=run.compile, sound=run.sound)

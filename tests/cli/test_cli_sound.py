@@ -39,7 +39,7 @@ def test_sound_runs_are_recorded_and_lose_the_float_assumption(folder, tmp_path,
     assert run(*base, "--out", tmp_path / "plain") == 0
     assert run(*base, "--sound", "--out", tmp_path / "sound") == 0
     capsys.readouterr()
-    from rsplugins.runs.scoring import open_run
+    from rsplugins.runs.run import open_run
 
     claims = {name: [row.claim for row in open_run(tmp_path / name).rows] for name in ("plain", "sound")}
     assert all("float-idealised" in claim.assumptions for claim in claims["plain"])

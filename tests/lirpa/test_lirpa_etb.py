@@ -57,6 +57,21 @@ def test_exact_without_unstable_neurons_and_attained(images, operators):
             assert network(x - 0.01 * gradient.sign())[0, k].item() == pytest.approx(low[i, k].item(), abs=1e-11)
 
 
+@pytest.mark.parametrize("operators", [SOUND_ETB, PASS_THROUGH], ids=["sound", "pass"])
+@pytest.mark.parametrize("eps", [0.01, torch.tensor([0.01, 0.01], dtype=D)], ids=["number", "tensor"])
+def test_claims_of_exact_bounds_lie_on_their_sound_side(images, operators, eps):
+    """Rounded outward, by twice the roundings that the network itself has: never short of what is attained, by 1e-11 at most."""
+    network = stable(settle(mlp(72, 12, 9)))
+    low, high = BoundNetwork(network, images, operators=operators, dtype=D).bounds(images, eps)
+    for i in range(len(images)):
+        x = images[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda z: network(z)[0], x)
+        for k, gradient in enumerate(jacobian):
+            highest, lowest = (network(x + step * gradient.sign())[0, k].item() for step in (0.01, -0.01))
+            assert highest < high[i, k].item() < highest + 1e-11
+            assert lowest - 1e-11 < low[i, k].item() < lowest
+
+
 def test_exact_on_a_stable_convolution_block(images):
     network = nn.Sequential(
         nn.Conv2d(2, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 2), nn.Flatten()

@@ -160,8 +160,10 @@ def test_float32_and_float64_agree(network, images):
     for method in ("ibp", "crown-ibp", "crown"):
         fine = BoundNetwork(network, images).bounds(images, 0.02, method=method)
         coarse = BoundNetwork(network, images, dtype=torch.float32).bounds(images, 0.02, method=method)
-        for a, b in zip(fine, coarse, strict=True):
-            torch.testing.assert_close(a, b.double(), atol=1e-4, rtol=1e-4)
+        # float32 bounds are rounded outward: by 1e-3 for the widest of these networks, never inward.
+        for a, b, sign in zip(fine, coarse, (1, -1), strict=True):
+            torch.testing.assert_close(a, b.double(), atol=2e-3, rtol=1e-4)
+            assert bool((sign * (a - b.double()) >= 0).all())
 
 
 def test_absent_auto_lirpa_says_how_to_install_it(monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -36,6 +37,25 @@ def test_bisection_is_within_tolerance_and_below():
         assert truth - 1e-3 <= claim.radius <= truth
         assert evidence["refuted"]["eps"] > truth or truth == 0
     assert [claims.ibp(e, {"norm": "linf", "dtype": "float64"}).prediction for e in found] == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pixel", "eps"), [("float32", 0.0, 0.7), ("float32", 0.5, 0.15), ("float64", 0.5, 0.1), ("float64", 0.6, 0.7)]
+)
+def test_a_ball_that_rounding_makes_smaller_than_the_one_claimed(dtype, pixel, eps):
+    # A margin of 1 that falls steeply at an edge between the end of the ball as it is rounded and its true end.
+    kind = getattr(torch, dtype)
+    end = (torch.tensor(pixel, dtype=kind) + torch.tensor(eps, dtype=kind)).item()
+    true_end = Fraction(torch.tensor(pixel, dtype=kind).item()) + Fraction(eps)
+    assert Fraction(end) < true_end
+    edge = (Fraction(end) + true_end) / 2  # at the true end the margin is negative, so eps is not certified
+
+    def steep(images, radius, specification):
+        ends = (images.to(kind) + radius.to(kind).view(-1, 1)).flatten().tolist()
+        return torch.tensor([[float(min(1, (edge - Fraction(z)) * 10**20))] for z in ends], dtype=torch.float64)
+
+    found = Search(Margins(steep), dtype).at(torch.tensor([[pixel]], dtype=kind), torch.tensor([[1.0, 0.0]]), eps)
+    assert claims.ibp(found[0], {"norm": "linf", "dtype": dtype}).radius == 0.0
 
 
 def test_certified_at_the_largest_eps_stops_there():

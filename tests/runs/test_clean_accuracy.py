@@ -10,7 +10,7 @@ from rsplugins.errors import ParameterError
 from rsplugins.runs.campaign import Request, carry_out
 from rsplugins.runs.progress import Silent
 from rsplugins.runs.record import Record
-from rsplugins.runs.scoring import Row
+from rsplugins.runs.rows import Row
 from rsplugins.runs.summary import clean_numbers
 
 

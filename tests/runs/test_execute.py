@@ -19,7 +19,7 @@ from rsplugins.models import load
 from rsplugins.runs.execute import parse_shard
 from rsplugins.runs.merge import finish, merge
 from rsplugins.runs.record import Writer, read_file, read_records
-from rsplugins.runs.scoring import open_run
+from rsplugins.runs.run import open_run
 
 
 def results(directory):

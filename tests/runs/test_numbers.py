@@ -16,7 +16,8 @@ from rsplugins.certificate import Claim, Guarantee, Norm
 from rsplugins.rounding import exactly, round_down
 from rsplugins.runs.manifest import Manifest, Selection
 from rsplugins.runs.record import Record
-from rsplugins.runs.scoring import Row, Run
+from rsplugins.runs.rows import Row
+from rsplugins.runs.run import Run
 from rsplugins.runs.summary import average_radius, certified_count, interval, radius_grid, records_sha256, summarise
 from rsplugins.runs.tables import compare_tables, result_tables
 from rsplugins.runs.tsv import format_time, to_tsv

@@ -11,7 +11,7 @@ from scipy.stats import beta, norm
 from rsplugins.errors import ParameterError, RspluginsWarning, RunError
 from rsplugins.runs.report import to_html
 from rsplugins.runs.rescore import copy_rescored, with_alpha
-from rsplugins.runs.scoring import open_run
+from rsplugins.runs.run import open_run
 from rsplugins.runs.verify import verify
 
 

@@ -18,7 +18,7 @@ from rsplugins.runs.imports import claimed_parameters, import_log, read_log
 from rsplugins.runs.manifest import Manifest, Selection
 from rsplugins.runs.merge import finish
 from rsplugins.runs.rescore import copy_rescored, with_alpha
-from rsplugins.runs.scoring import open_run
+from rsplugins.runs.run import open_run
 from rsplugins.runs.summary import summarise
 from rsplugins.runs.tables import EDITED, group_runs, guarantee_label, result_tables
 from rsplugins.runs.tsv import to_tsv

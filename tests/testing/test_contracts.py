@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from rsplugins.certificate import Norm
+from rsplugins.certificate import Claim, Guarantee, Norm
 from rsplugins.host import Status, get_host
 from rsplugins.testing import certifier_checks, certifier_contract, model_source_contract, training_hook_contract, worlds
 from rsplugins.testing.certifiers import FAMILIES
+from rsplugins.testing.falsifier import _verdict
+from rsplugins.testing.soundness import judge
 from rsplugins.testing.subject import Subject
 
 PARAMETERS = {"latent": {"split": "flatten"}, "smooth-reduce": {"about": "own"}, "covariance-guided": {"n_min": 50}}
@@ -97,3 +103,19 @@ def _directions(world, norm):
         rows += [np.tile(np.array(pair, dtype=float), (len(gradient), 1)) for pair in ((1, -1), (-1, 1), (1, 1), (-1, -1.0))]
     for row in rows:
         yield torch.tensor(np.stack([worlds.steepest(weight, norm) for weight in row]), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("trials", "false"), [(1000, 7), (200, 0)])
+def test_a_verdict_says_how_many_claims_it_is_about(trials, false):
+    """The number that may be false is a quantile of a binomial: without its trials it says nothing."""
+    claim = Claim(prediction=0, radius=0.1, norm=Norm.L2, guarantee=Guarantee.PROBABILISTIC, alpha=0.01, rule="")
+    claims = [claim] * trials
+    classes = np.array([1] * false + [0] * (trials - false))
+    world = SimpleNamespace(classes=classes, radii=np.full(trials, 0.2), images=torch.zeros(trials, 1, 1, 1), symmetric=True)
+    described = SimpleNamespace(guarantee=Guarantee.PROBABILISTIC)
+    subject = SimpleNamespace(norm=Norm.L2, about="classifier", descriptor=described)
+    said = judge(subject, claims, world)
+    allowed = int(stats.binom.isf(0.001, trials, 0.01))
+    assert f"in {trials} trials: {false} false, {allowed} allowed at alpha=0.01" in said
+    fell = _verdict(subject, claims, 3, trials)
+    assert re.search(rf"3 of {trials} fell, \d+ allowed", fell)

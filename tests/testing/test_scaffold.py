@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,7 +74,7 @@ def _holds(node: ast.AST) -> bool:
 def test_what_is_written_works_before_anything_is_changed(kind, tmp_path):
     done = CliRunner().invoke(build(), ["new", "my-idea", "--kind", kind, "--directory", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    project, site = tmp_path / "rsplugins-my-idea", tmp_path / "site"
+    project, site = tmp_path / "my-idea", tmp_path / "site"
     install(project, site)
     more = ["--reference", "linear"] if kind == "model-source" else []
     code, outcomes, errors = check(site, "my-idea", "--kind", kind, *more)
@@ -81,9 +83,27 @@ def test_what_is_written_works_before_anything_is_changed(kind, tmp_path):
     assert "$" not in "".join(path.read_text() for path in project.rglob("*.py"))
 
 
+def test_the_programs_of_the_readme_that_add_a_certifier(tmp_path, monkeypatch):
+    """Each line as it stands there; what pip would install in place is installed into a folder of its own."""
+    (block,) = [
+        text for text in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "rsplugins new" in text
+    ]
+    commands = [shlex.split(part, comments=True) for line in block.splitlines() for part in line.split("&&")]
+    assert [command[:2] for command in commands] == [["rsplugins", "new"], ["pip", "install"], ["rsplugins", "plugins"]]
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(build(), commands[0][1:])
+    assert done.exit_code == 0, done.output
+    (folder,) = [word for word in commands[1][2:] if not word.startswith("-")]
+    assert f"pip install -e {folder} " in done.output, "what it says to do next is what the page says"
+    install(tmp_path / folder, tmp_path / "site")
+    assert commands[2][2] == "check"
+    code, outcomes, errors = check(tmp_path / "site", *commands[2][3:], "--only", "soundness: half-space, 4 pixels")
+    assert (code, [outcome["status"] for outcome in outcomes]) == (0, ["passed"]), errors
+
+
 def test_a_broken_plugin_ends_with_1_and_says_which_promise(tmp_path):
     write_plugin("my-idea", "certifier", tmp_path)
-    project, site = tmp_path / "rsplugins-my-idea", tmp_path / "site"
+    project, site = tmp_path / "my-idea", tmp_path / "site"
     source = project / "src" / "rsplugins_my_idea" / "claim.py"
     source.write_text(
         source.read_text().replace("votes_claim(evidence, parameters)", "votes_claim(evidence, {**parameters, 'sigma': 1})")

@@ -13,8 +13,10 @@ from torch import nn
 from training_cases import recipe, small_net, table
 
 from rsplugins.classifier import Classifier
+from rsplugins.errors import UsageError
 from rsplugins.training import Trainer
-from rsplugins.training.precision import unsafe_in_bfloat16
+from rsplugins.training import precision as precisions
+from rsplugins.training.precision import has_bfloat16, unsafe_in_bfloat16
 from rsplugins.training.smoothing import GaussianAugmentation
 
 CPU = torch.device("cpu")
@@ -125,17 +127,84 @@ def test_three_dimensional_networks_train_in_float32_on_a_cpu(tmp_path, capsys):
     assert json.loads((tmp_path / "lower" / "training.json").read_text())["precision"] == "float32"
 
 
-def test_the_precision_of_other_networks_is_the_recipes(tmp_path):
+def _trainer(out, precision, module=None, **training):
+    hooks = [GaussianAugmentation(sigma=0.1)]
+    data = {"train": table(), "test": table(), "module": small_net() if module is None else module}
+    return Trainer(recipe(**{"epochs": 1, "precision": precision, **training}), out, hooks=hooks, device="cpu", **data)
+
+
+@pytest.fixture
+def units(monkeypatch):
+    """Says whether this processor has bfloat16 units, whatever it has."""
+    return lambda there: monkeypatch.setattr(precisions, "has_bfloat16", lambda device: there)
+
+
+def test_the_precision_of_other_networks_is_the_recipes_where_the_processor_has_units_for_it(tmp_path, units):
+    units(True)
     for precision in ("bfloat16", "float32"):
-        out = tmp_path / precision
-        result = Trainer(
-            recipe(epochs=1, precision=precision),
-            out,
-            train=table(),
-            test=table(),
-            module=small_net(),
-            hooks=[GaussianAugmentation(sigma=0.1)],
-            device="cpu",
-            quiet=True,
-        ).fit()
-        assert result.record["precision"] == precision
+        record = _trainer(tmp_path / precision, precision).fit().record
+        assert record["precision"] == precision
+        assert "precision_reason" not in record
+
+
+def test_without_units_a_recipe_in_bfloat16_trains_in_float32_and_says_and_records_it(tmp_path, units, capsys):
+    units(False)
+    lower, full = (_trainer(tmp_path / name, name).fit() for name in ("bfloat16", "float32"))
+    assert "test: trains in float32: this processor has no units for bfloat16" in capsys.readouterr().err
+    record = json.loads((tmp_path / "bfloat16" / "training.json").read_text())
+    assert record["precision"] == "float32"
+    assert "no units for bfloat16" in record["precision_reason"]
+    assert torch.load(tmp_path / "bfloat16" / "checkpoint.pt", weights_only=True)["engine"]["precision"] == "float32"
+    weights = full.classifier.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in lower.classifier.state_dict().items())
+    assert full.record["precision"] == "float32"
+    assert "precision_reason" not in full.record
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_resumed_run_keeps_the_arithmetic_in_which_it_began(tmp_path, units, first, capsys):
+    units(first)
+    whole = _trainer(tmp_path / "whole", "bfloat16", epochs=2).fit()
+    assert _trainer(tmp_path / "cut", "bfloat16", epochs=2).fit(time_budget=0.0).status == "stopped"
+    units(not first)
+    capsys.readouterr()
+    resumed = _trainer(tmp_path / "cut", "bfloat16", epochs=2).fit()
+    began = "bfloat16" if first else "float32"
+    assert resumed.record["precision"] == began
+    assert f"trains in {began}: the run began in {began}" in capsys.readouterr().err
+    weights = whole.classifier.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in resumed.classifier.state_dict().items())
+
+
+def test_a_run_that_began_in_bfloat16_does_not_go_on_where_its_gradients_are_wrong(tmp_path, units, monkeypatch):
+    units(True)
+    _trainer(tmp_path, "bfloat16", epochs=2).fit(time_budget=0.0)
+    monkeypatch.setattr("rsplugins.training.engine.unsafe_in_bfloat16", lambda *_: "it has three-dimensional convolutions")
+    monkeypatch.setattr(precisions, "unsafe_in_bfloat16", lambda *_: "it has three-dimensional convolutions")
+    with pytest.raises(UsageError, match="began in bfloat16, and here it has three-dimensional"):
+        _trainer(tmp_path, "bfloat16", epochs=2).fit()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("flags\t\t: fpu sse avx2 avx512f avx512bw\n", False),
+        ("flags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 sve\n", True),
+        ("Features\t: fp asimd sve\n", False),
+        ("", False),
+    ],
+)
+def test_units_are_read_off_what_the_processor_says(cpuinfo, has, monkeypatch, tmp_path):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(precisions, "Path", lambda path: tmp_path / "cpuinfo" if path == "/proc/cpuinfo" else None)
+    assert has_bfloat16(CPU) is has
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_older_gpus_have_no_units_either(capability, has, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert has_bfloat16(torch.device("cuda")) is has

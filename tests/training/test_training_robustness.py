@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from training_cases import TwoClassLinear, small_net
 
 from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
 from rsplugins.training import ImageTable
-from rsplugins.training.robustness import RECORDS, AttackSettings, Scaled, attack
+from rsplugins.training.robustness import RECORDS, AttackSettings, Scaled, attack, paired_p_value, summarise
 
 has_autoattack = any(importlib.util.find_spec(name) for name in ("pyautoattack", "autoattack"))
 
@@ -64,6 +65,35 @@ def test_saturated_logits_hide_the_gradient_and_are_flagged(tmp_path):
     assert masked.pgd > honest.pgd + 0.2
     assert masked.scaled["0.0001"] == masked.margin == honest.pgd
     assert any("rescaled: likely gradient masking" in flag for flag in masked.flags)
+
+
+def _rows(count, fell, **others):
+    """Records in which so many survivors of PGD fall to each other attack, and to it alone."""
+    row = dict.fromkeys(("clean", "pgd", "margin", "pgd x10", "autoattack"), True)
+    return [row | {name: False for name, number in {**fell, **others}.items() if i < number} for i in range(count)]
+
+
+@pytest.mark.parametrize("name", ["autoattack", "margin", "pgd x10"])
+@pytest.mark.parametrize(
+    ("fell", "count", "flagged"), [(4, 50, False), (3, 20, False), (12, 50, True), (61, 1000, True), (40, 1000, False)]
+)
+def test_gradient_masking_is_said_only_beyond_the_sampling_error(name, fell, count, flagged):
+    settings = _settings(scales=(10.0,), autoattack=("apgd-ce",))
+    found = summarise(_rows(count, {name: fell}), settings)
+    assert [("likely gradient masking" in flag) for flag in found.flags] == [True] * flagged
+    assert all(f"{fell} of {count} inputs" in text for text in (*found.flags, *found.notes))
+    assert len(found.notes) == (fell / count > 0.05 and not flagged)
+    assert all("too few inputs to tell that from chance" in note for note in found.notes)
+
+
+def test_the_paired_test_is_a_binomial_one_over_inputs_on_which_the_attacks_differ():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        pairs = (torch.rand(30, 2, generator=generator) < torch.rand(2, generator=generator)).tolist()
+        rows = [{"a": a, "b": b} for a, b in pairs]
+        only_b, only_a = (pairs.count([first, not first]) for first in (True, False))
+        expected = stats.binomtest(only_b, only_a + only_b, alternative="greater").pvalue if only_a + only_b else 1.0
+        assert paired_p_value(rows, "a", "b") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("kept", "resumes_at"), [(32, 32), (21, 16)])

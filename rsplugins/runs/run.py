@@ -1,60 +1,26 @@
-"""From records to claims, without the model and without torch."""
+"""A run directory as read: its manifest, its rows, and what shows that it was edited."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsplugins.certificate import Certificate, Claim, Evidence, Gathered, Guarantee, Norm
+from rsplugins.certificate import Certificate, Gathered
 from rsplugins.errors import PluginUnavailableError, RunError
 from rsplugins.runs.manifest import Manifest, read_manifest, read_values
-from rsplugins.runs.record import Record, RecordFile, read_files, united
+from rsplugins.runs.record import RecordFile, read_files, united
+from rsplugins.runs.rows import Row, claim_function, score
 from rsplugins.runs.seals import MANIFEST, SEAL, manifest_problems, record_problems
+from rsplugins.runs.summary import summarise
 
-ClaimFunction = Callable[[Evidence, Mapping[str, Any]], Claim]
-IMPORTED = "imported/not-recomputable"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One input of a run with its claim; ``claim`` is None when the input failed."""
-
-    record: Record
-    claim: Claim | None
-
-    @property
-    def index(self) -> int:
-        """The input's stable index."""
-        return self.record.index
-
-    @property
-    def prediction(self) -> int | None:
-        """The class, or None for an abstention or a failure."""
-        return None if self.claim is None else self.claim.prediction
-
-    @property
-    def radius(self) -> float:
-        """The radius claimed, right or wrong; 0.0 for an abstention or a failure."""
-        return 0.0 if self.claim is None or self.claim.prediction is None else self.claim.radius
-
-    @property
-    def correct(self) -> bool:
-        """Whether the prediction is the label."""
-        return self.prediction is not None and self.prediction == self.record.label
-
-    @property
-    def abstained(self) -> bool:
-        """Whether the certifier made no claim although the input was processed."""
-        return self.claim is not None and self.claim.prediction is None
-
-    @property
-    def failed(self) -> bool:
-        """Whether the input could not be processed."""
-        return self.record.error is not None
+_COLUMNS = (
+    *("index", "label", "prediction", "radius", "correct", "abstained", "guarantee", "norm", "alpha", "rule"),
+    *("samples", "seconds", "error"),
+)
+"""Of :meth:`Run.to_pandas`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +61,6 @@ class Run:
 
         A run that was edited certifies none: ``certifies`` is false then, and ``problems`` says why.
         """
-        from rsplugins.runs.summary import summarise
-
         return copy.deepcopy(summarise(self))
 
     def certificates(self) -> list[Certificate]:
@@ -147,19 +111,14 @@ class Run:
             raise edited(self.directory, self.problems)
 
 
-_COLUMNS = (
-    *("index", "label", "prediction", "radius", "correct", "abstained", "guarantee", "norm", "alpha", "rule"),
-    *("samples", "seconds", "error"),
-)
-"""Of :meth:`Run.to_pandas`."""
-
-
 def certificate_of(row: Row, manifest: Manifest) -> Certificate:
     """Return what :func:`rsplugins.certify` would have returned for an input of a run."""
     record = row.record
     gathered = Gathered(record.index, record.evidence, record.samples, record.seconds, record.error)
     function = {"sha256": manifest.model.get("sha256"), "dtype": manifest.dtype, "compile": manifest.compile}
     function |= {"sound": manifest.sound, **manifest.function}
+    if manifest.model.get("num_classes") is not None:
+        function["num_classes"] = manifest.model["num_classes"]
     if manifest.imported is not None and row.claim is not None:
         said = row.claim
         return Certificate(
@@ -171,57 +130,6 @@ def certificate_of(row: Row, manifest: Manifest) -> Certificate:
 
     entry = get_host().find("certifier", manifest.method)
     return certificate_from(gathered, row.claim, entry, parameters=manifest.parameters, function=function)
-
-
-def claim_function(manifest: Manifest) -> ClaimFunction:
-    """Find the torch-free function that reads claims out of a run's evidence, through the host.
-
-    Raises:
-        UnknownNameError: no installed plugin brings the run's certifier.
-    """
-    if manifest.imported is not None:
-        return imported_claim
-    from rsplugins.host import get_host
-
-    function: ClaimFunction = get_host().find("certifier", manifest.method).load_claim()
-    return function
-
-
-def imported_claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-    """Repeat the claim of a log that another program wrote; there is no evidence to recompute it from."""
-    predict = evidence["predict"]
-    return Claim(
-        prediction=None if predict < 0 else predict,
-        radius=0.0 if predict < 0 else evidence["radius"],
-        guarantee=Guarantee(parameters["guarantee"]),
-        norm=Norm(parameters["norm"]),
-        alpha=parameters["alpha"],
-        rule=IMPORTED,
-        assumptions=("claimed by the program that wrote the log",),
-    )
-
-
-def score(records: Iterable[Record], claim: ClaimFunction, parameters: Mapping[str, Any]) -> list[Row]:
-    """Compute the claim of every record.
-
-    Raises:
-        RunError: the evidence of a record cannot be read by the certifier's claim function.
-    """
-    return [Row(record, None if record.error is not None else _claim(record, claim, parameters)) for record in records]
-
-
-def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) -> Claim:
-    try:
-        said = claim(record.evidence, parameters)
-        if math.isnan(said.radius):
-            raise ValueError("its radius is not a number")
-        return said
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
-        raise RunError(
-            f"the evidence of input {record.index} cannot be read: {type(error).__name__}: {error}",
-            cause="the record was edited, or the certifier that wrote it has another version",
-            fix="certify that input again, or install the version that the manifest names",
-        ) from error
 
 
 def open_run(directory: Path, *, manifest: Manifest | None = None, files: Mapping[Path, RecordFile] | None = None) -> Run:

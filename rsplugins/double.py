@@ -1,0 +1,74 @@
+"""float64 on devices that have none: what needs it is computed on the CPU.
+
+Apple's GPUs (mps) have no float64, nor have some of Intel's (xpu): a tensor there cannot be cast to it, and one that is cast
+while it moves is cast on whichever side the backend likes. So a tensor moves before it widens, and narrows before it moves.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rsplugins.errors import InputValueError
+
+Network = TypeVar("Network", bound=nn.Module)
+_CPU = torch.device("cpu")
+
+
+def has_double(device: torch.device) -> bool:
+    """Return whether a device computes in float64."""
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
+
+
+def home(device: torch.device, dtype: torch.dtype) -> torch.device:
+    """Return where numbers of a dtype can live: the device, or the CPU."""
+    return device if dtype != torch.float64 or has_double(device) else _CPU
+
+
+def double(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on its device or on the CPU.
+
+    Example:
+        >>> double(torch.zeros(2)).dtype
+        torch.float64
+    """
+    return tensor.to(home(tensor.device, torch.float64)).double()
+
+
+def bring(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a tensor on a device in a dtype that the device has.
+
+    Example:
+        >>> bring(torch.zeros(2, dtype=torch.float64), torch.device("cpu"), torch.float32).dtype
+        torch.float32
+    """
+    if has_double(tensor.device) and has_double(device):
+        return tensor.to(device, dtype)
+    return tensor.to(dtype).to(device) if has_double(tensor.device) else tensor.to(device).to(dtype)
+
+
+def brought(module: Network, dtype: torch.dtype) -> Network:
+    """Move a module to where its numbers can have a dtype, and cast them; in place, as ``module.to`` does."""
+    first = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
+    if first is not None:
+        module.to(home(first.device, dtype))
+    return module.to(dtype)
+
+
+def arrived(image: Tensor, device: torch.device) -> Tensor:
+    """Return a user's image on a device, as it is.
+
+    Raises:
+        InputValueError: float64, where the device has none: rounded, it would be another image than the one that is certified.
+    """
+    if image.dtype == torch.float64 and not has_double(device):
+        raise InputValueError(
+            f"The images are float64, which {device.type} does not have.",
+            cause="rounded there, they would be other images than those that you hold.",
+            fix="Round them yourself, images.float(), or move the model to the CPU.",
+        )
+    return image.to(device)
