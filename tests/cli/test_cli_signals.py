@@ -38,6 +38,14 @@ lr = 0.05
 """
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Let this process hear Ctrl-C: where a shell started the tests in the background, SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["rsplugins", *words])
     with pytest.raises(SystemExit) as done:
