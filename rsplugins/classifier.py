@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from rsplugins import checks, doubts
 from rsplugins.double import arrived
@@ -135,7 +137,7 @@ class Classifier(nn.Module):
     def _doubt(self, x: Tensor) -> None:
         """Warn once where mean and std are given for a network that normalises by itself."""
         if not self._doubted and (self.mean is not None or self.std is not None):
-            doubts.about_normalisation(self.module, self.preprocess(x.to(self.device)))
+            doubts.about_normalisation(self.trial_copy().module, self.preprocess(x.to(self.device)))
         self._doubted = True
 
     def check_logits(self, logits: Any, batch: int | None = None) -> None:
@@ -194,20 +196,38 @@ class Classifier(nn.Module):
             OutputValueError: naming the layer, when the model fails or returns something else than logits.
         """
         x = x.to(self.device)
+        spare = self.trial_copy()
         try:
             with torch.no_grad():
-                logits = self(x)
+                logits = spare(x)
             self.check_logits(logits, batch=len(x))
         except OutputValueError as error:
-            layer = checks.first_layer_not_finite(self, x)
+            layer = checks.first_layer_not_finite(spare, x)
             if not layer:
                 raise
             raise OutputValueError(
                 f"{error.what} It is first seen after layer {layer}.", cause=error.cause, fix=error.fix
             ) from None
         except Exception as error:
-            raise checks.forward_error(self, x, error) from error
+            raise checks.forward_error(spare, x, error) from error
         return int(logits.shape[1])
+
+    def trial_copy(self) -> Classifier:
+        """Return a copy with the same weights, for a trial that leaves the model as it was given.
+
+        A model that keeps something of its first images would keep the trial's, and be another function from then on; no later
+        check could tell. Weights are shared and buffers copied. Returns the Classifier itself where it cannot be copied (a part
+        that is compiled, or holds what Python does not copy), or where a first pass is to make its weights.
+        """
+        layers = list(self.modules())
+        if any(isinstance(layer, LazyModuleMixin) or hasattr(layer, "_orig_mod") for layer in layers):
+            return self
+        tensors = [value for layer in layers for value in (*layer._parameters.values(), *vars(layer).values())]
+        shared = {id(value): value for value in tensors if isinstance(value, Tensor)}
+        try:
+            return copy.deepcopy(self, shared)
+        except Exception:
+            return self
 
     def fingerprint(self) -> str:
         """Return the sha256 of the function's numbers: names, dtypes, shapes and bytes of the weights, normalisation, resizing.

@@ -136,7 +136,7 @@ class GaussianSoft(Certifier[GaussianSoftParameters]):
         """Check the images, and say where the model's last layer is a softmax, which would be taken twice."""
         super().check_images(images)
         if len(images) and not self._doubted:
-            doubts.about_scores(self.classifier, images[:1].to(self.classifier.device), "gaussian-soft")
+            doubts.about_scores(self.classifier.trial_copy(), images[:1].to(self.classifier.device), "gaussian-soft")
             self._doubted = True
 
     def gather(self, inputs: Iterable[Input]) -> Iterator[Gathered]:

@@ -201,7 +201,7 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
             window = window[:, : plan.chunk]
         size = self.execution.batch_size
         if self.parameters.noise == "soft" or self.parameters.scores == "probabilities":
-            doubts.about_scores(self.classifier, window[None], "smooth-reduce")
+            doubts.about_scores(self.classifier.trial_copy(), window[None], "smooth-reduce")
         rows = _ROWS if size == "auto" else min(size, _ROWS)
         check_independent(self.classifier, first.index, window, self.execution, sigma=self.parameters.sigma, rows=rows)
 

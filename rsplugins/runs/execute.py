@@ -214,6 +214,7 @@ def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Se
     labels: dict[int, int] = {}
     clean: dict[int, int | None] = {}
 
+    spare = certifier.classifier.trial_copy()  # the certifier is to see the model as it was given
     answered = 0
 
     def images() -> Iterator[tuple[int, Tensor]]:
@@ -228,7 +229,7 @@ def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Se
                 advance()
                 continue
             check_inputs(certifier, image[None])
-            clean[index] = _clean(certifier.classifier, image)
+            clean[index] = _clean(spare, image)
             yield index, image
 
     with task as advance:

@@ -286,6 +286,10 @@ class Sampler:
 
     def _prepare(self, index: int, item: Tensor) -> None:
         """Make the buffer for items like this one, and learn what was left open: the number of classes, the batch size."""
+        # Before any other pass, so that nothing is kept of one that nobody watched. Sampled once more, the function may be
+        # another by then, such as after further training.
+        if self._buffer.shape[1:] != item.shape or self._guard is None or not self._guard.unchanged():
+            self._guard = self._guarded(index, item)
         if self.num_classes is None:
             self.num_classes = int(self._forward(self._batch(1, item.shape)).shape[1])
         if not hasattr(self, "_reader"):
@@ -296,12 +300,8 @@ class Sampler:
         if not self.batch_size:
             probe = item.to(self.device, self.dtype)
             self.batch_size = tuning.best_batch_size(self._forward, lambda rows: self._batch(rows, item.shape).add_(probe))
-        same = self._buffer.shape == (self.batch_size, *item.shape)
-        if not same:
+        if self._buffer.shape != (self.batch_size, *item.shape):
             self._buffer = self._batch(self.batch_size, item.shape)
-        # Sampled once more, the function may be another by then, such as after further training.
-        if not same or self._guard is None or not self._guard.unchanged():
-            self._guard = self._guarded(index, item)
 
     def _shrink(self) -> None:
         shape, self._buffer = self._buffer.shape[1:], torch.empty(0)

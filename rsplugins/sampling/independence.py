@@ -90,6 +90,9 @@ class Guard:
         alone: the size of batch in which the engine decides near-ties.
         coarsest: the dtype of lower precision that the engine computes in, when it does.
         compiled: whether the function is; it is compiled anew for each size, so no other than the engine's are tried.
+
+    Raises:
+        UsageError: the function asks Python about values of its batch, or uses what it kept of an earlier one.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class Guard:
         self._function, self._run, self._noisy, self._device = function, forward, noisy, device
         self._alone, self._compiled, self._coarsest = alone, compiled, coarsest
         self._watch = Watch(function)
+        if isinstance(function, nn.Module):
+            self._watch.passing = check_each_alone(function, noisy(SMALL[0]))
         self._state: Seen = self._watch.look()
         self._sizes: set[int] = set()
         self._targets = self._logits = self._again = self._expected = torch.empty(0)
@@ -148,8 +153,6 @@ class Guard:
     def _prepare(self) -> None:
         """Find the images, and what each gets alone."""
         before = self._state
-        if isinstance(self._function, nn.Module):
-            check_each_alone(self._function, self._noisy(SMALL[0]))
         rows = self._noisy(_NOISY)
         logits = self._one_by_one(rows)
         self._state = self._watch.look()

@@ -77,6 +77,8 @@ class Watch:
         self._digests: dict[int, _Known] = {}
         self.lasting: set[str] = set()
         """What a state dict would hold: weights, which no forward pass may change, the first one included."""
+        self.passing: set[tuple[str, str]] = set()
+        """Layers and attributes that hold what the last pass left and no pass reads before it sets it: they are not looked at."""
 
     def look(self, *, fresh: bool = True) -> Seen:
         """Return what is there now.
@@ -94,7 +96,7 @@ class Watch:
                 if key not in layer._non_persistent_buffers_set:
                     self.lasting.add(word)
             for key, value in list(vars(layer).items()):
-                if key not in _MACHINERY:
+                if key not in _MACHINERY and (name, key) not in self.passing:
                     seen[f"attribute {key!r} of {said}"] = reader.token(value)
         for said, holder, key in self._found.places:
             seen[said] = reader.token(_read(holder, key))

@@ -70,15 +70,19 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
             _check_state(module, before, after)
 
 
-def check_each_alone(module: nn.Module, images: Tensor) -> None:
+def check_each_alone(module: nn.Module, images: Tensor) -> set[tuple[str, str]]:
     """Check that a model's forward asks Python nothing about values of its batch: the answer would be about all images together.
 
-    One pass over the images is watched. No image can hide a branch, since it is its question that is refused and not its answer.
-    A model that cannot be watched is let through.
+    Two passes are watched, so that what the first leaves of its images and the second reads is found too. No image can hide a
+    branch, since it is its question that is refused and not its answer. A model that cannot be watched is let through.
 
     Args:
         module: in the mode and dtype that it is sampled in.
         images: (B, ...), two or more.
+
+    Returns:
+        The layers, by name, and attributes that hold a tensor which depends on the last batch: features that a model leaves for
+        others to look at, or carries to the end of its own forward. Reading one in a later pass would have been refused.
 
     Raises:
         UsageError: naming the line of the model's code where there is one.
@@ -86,11 +90,15 @@ def check_each_alone(module: nn.Module, images: Tensor) -> None:
     memory = Memory(_lasting(module))
     try:
         with kept_generators(images.device), _plain_code(), torch.no_grad():
-            _watched(module, images, memory, False, False, False)
+            watched = [_watched(module, batch, memory, False, False, False) for batch in (images, images.flip(0))]
     except UsageError:
         if memory.finding is None:
-            return
+            return set()
         raise _of_a_batch(memory.finding) from None
+    if None in watched:
+        return set()
+    attributes = ((name, key, value) for name, layer in module.named_modules() for key, value in vars(layer).items())
+    return {(name, key) for name, key, value in attributes if isinstance(value, Tensor) and memory.depends(value)}
 
 
 def _of_a_batch(found: UsageError) -> UsageError:

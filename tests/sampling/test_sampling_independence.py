@@ -53,11 +53,51 @@ def test_every_sampler_refuses_every_wrong_model(name, sampler):
         assert "Nothing was certified" in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["lipschitz-margin", "ibp", "crown", "sound-etb", "covariance"])
+@pytest.mark.parametrize("make", wrong_models.FIRST)
+def test_what_traces_refuses_what_the_first_images_leave(make, method):
+    classifier = rsplugins.wrap(make(), input_size=wrong_models.SHAPE)
+    with pytest.raises(UsageError, match="Nothing was certified"):
+        rsplugins.certify(classifier, images(), method, **({"sigma": 0.25} if method == "covariance" else {}))
+
+
+@pytest.mark.parametrize("make", wrong_models.FIRST)
+def test_wrapping_leaves_a_model_as_it_was_given(make):
+    fresh, wrapped = make(), make()
+    rsplugins.wrap(wrapped, input_size=wrong_models.SHAPE, mean=0.5, std=0.5)
+    pair = images()
+    assert torch.equal(wrapped(pair[:1]), fresh(pair[:1]))
+    assert torch.equal(wrapped(pair[1:]), fresh(pair[1:]))
+    other = make()
+    assert not torch.equal(other(pair[1:]), fresh(pair[1:]))  # what the first images leave does show
+
+
+class LeavesFeatures(wrong_models.Base):
+    """Leaves what it computed for others to look at, and carries a part of it to its own end."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ReLU()
+        self.features = self.last = None
+
+    def forward(self, x):
+        self.features = self.inner(x)
+        self.last = self.logits(self.features)
+        return self.last * 1
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "covariance-guided"])
+def test_features_left_on_a_model_are_no_state(sampler):
+    assert certify(LeavesFeatures(), sampler)[0].radius is not None
+
+
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("latent", "covariance-guided")])
 @pytest.mark.parametrize("make", [wrong_models.Mean, wrong_models.Average, wrong_models.Dropout])
 def test_it_is_the_check_that_refuses_them(make, sampler, monkeypatch):
+    from rsplugins.sampling import independence
     from rsplugins.sampling.independence import Guard
 
+    monkeypatch.setattr(independence, "check_each_alone", lambda *_: set())
     monkeypatch.setattr(Guard, "check", lambda *_: None)
     monkeypatch.setattr(Guard, "repeat", lambda *_: None)
     assert len(certify(make(), sampler)) == 2
@@ -114,7 +154,7 @@ def test_a_change_that_nobody_saw_is_seen_at_the_next_input():
     ("make", "said"),
     [
         (wrong_models.Average, r"buffer 'mean' of 'the model itself' \(Average\)"),
-        (wrong_models.PlainTensor, "attribute 'last'"),
+        (wrong_models.PlainTensor, "values of an earlier call"),
         (wrong_models.CounterDeep, r"attribute 'seen' of 'inner.0' \(Identity\)"),
         (wrong_models.CounterClass, "class attribute 'calls' of CounterClass"),
         (wrong_models.CounterGlobal, "global variable 'COUNT'"),

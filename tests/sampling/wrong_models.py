@@ -389,8 +389,57 @@ class OwnNumpyDice(Base):
         return -z if self.generator.random() < 1e-9 else z
 
 
+class FirstMean(Base):
+    """Another function from its first call on: it keeps something of the first images, and nothing changes after that."""
+
+    first = None
+
+    def kept(self, mean):
+        if self.first is None:
+            self.first = mean
+        return self.first
+
+    def change(self, z, x):
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)[:, :, 0, 0]
+        return z - 5 * (mean - self.kept(mean[:1])) * z
+
+
+class FirstInAList(FirstMean):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def kept(self, mean):
+        if not self.seen:
+            self.seen.append(mean)
+        return self.seen[0]
+
+
+class FirstInADict(FirstMean):
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def kept(self, mean):
+        return self.seen.setdefault("mean", mean)
+
+
+class FirstInABuffer(FirstMean):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calibrated", torch.zeros(()))
+        self.register_buffer("offset", torch.zeros(1, 1))
+
+    def kept(self, mean):
+        self.offset = torch.where(self.calibrated > 0, self.offset, mean)
+        self.calibrated.fill_(1)
+        return self.offset
+
+
 REMEMBERING = [Average, NewAverage, SilentAverage, PlainTensor, MovesItsWeights, Counter, CounterBuffer, CounterDeep]
 REMEMBERING += [CounterDeque, CounterIterator, CounterArray, CounterObject, CounterClass, CounterGlobal, CounterList]
 REMEMBERING += [CounterNamespace, CounterDefault, closure, hooked, patched]
+FIRST = [FirstMean, FirstInAList, FirstInADict, FirstInABuffer]
+REMEMBERING += FIRST
 RANDOM = [Dropout, Dice, PythonDice, NumpyDice, OwnDice, OwnNumpyDice]
 WRONG = {make.__name__: make for make in (*MIXING, *REMEMBERING, *RANDOM)}
