@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -110,7 +111,7 @@ def add_evidence(folder: Path, source: Path, name: str = "") -> Path:
     Args:
         folder: of the model.
         source: the run or attack directory.
-        name: of the evidence; by default the method, or ``attack``.
+        name: of the evidence; by default ``attack`` or the method, and for a second run with other parameters ``METHOD-nN``.
 
     Raises:
         CheckpointError: it is about other weights.
@@ -137,7 +138,18 @@ def _take_evidence(folder: Path, source: Path, name: str) -> None:
     records = read_records(source)
     if missing := [index for index in run.selection.indices() if index not in records]:
         raise RunError(f"{source} is not complete: {len(missing)} inputs have no record.", fix="Run its command again.")
-    _store(folder, name or run.method, _sealed(plain, (records[index] for index in run.selection.indices())))
+    _store(folder, name or _name(folder, run), _sealed(plain, (records[index] for index in run.selection.indices())))
+
+
+def _name(folder: Path, run: RunManifest) -> str:
+    """Return where a run belongs: in the place of the run of its method with its parameters, or in one of its own."""
+    n = run.parameters.get("n")
+    several = (f"{run.method}-{number}" for number in itertools.count(2))
+    for name in itertools.chain([run.method], [f"{run.method}-n{n}"] if n else [], several):
+        place = folder / "records" / name
+        if not (place / evidence.RUN).is_file() or read_manifest(place).parameters == run.parameters:
+            return name
+    raise AssertionError  # there is no last number
 
 
 def _sealed(run: RunManifest, records: Iterable[Record]) -> dict[str, str]:

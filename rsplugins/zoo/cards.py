@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -270,12 +271,20 @@ def model_figure(folder: Path, manifest: Manifest) -> Figure | None:
 
 
 def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
-    """Draw the curves of all models of a data set that have l2 curves certified by sampling, in one figure."""
+    """Draw the curves of all models of a data set that have l2 curves certified by sampling, in one figure.
+
+    A model with runs of several n is drawn once, with the n that most models have: curves of different n do not compare.
+    """
     from rsplugins.runs.plots import curve_figure
 
-    chosen = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method in SAMPLED]
-    if not chosen:
+    sampled = [(manifest, run) for folder, manifest in models for run in _runs(folder) if run.manifest.method in SAMPLED]
+    if not sampled:
         return None
+    usual = Counter(run.manifest.parameters.get("n") for _, run in sampled).most_common(1)[0][0]
+    with_usual = {manifest.id for manifest, run in sampled if run.manifest.parameters.get("n") == usual}
+    chosen = [
+        (manifest, run) for manifest, run in sampled if manifest.id not in with_usual or run.manifest.parameters.get("n") == usual
+    ]
     names = [manifest.id.partition(".")[2] for manifest, _ in chosen]
     models_of = {
         name: {manifest.id for (manifest, _), other in zip(chosen, names, strict=True) if other == name} for name in names

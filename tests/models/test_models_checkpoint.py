@@ -16,6 +16,7 @@ SIZES = {
     "cifar_medium": (3, 32, 32),
     "cifar_small": (3, 32, 32),
     "digits_cnn": (1, 8, 8),
+    "fast_cifar": (3, 32, 32),
     "latent_cifar10": (3, 32, 32),
     "latent_mnist": (1, 28, 28),
     "mnist_cnn": (1, 28, 28),

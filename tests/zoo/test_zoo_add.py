@@ -122,6 +122,24 @@ def test_a_run_on_other_data_keeps_their_name(trained, shop, tmp_path):
         assert {result.data for result in manifest.read(folder).results if result.records == "gaussian"} == {named}
 
 
+def test_a_run_takes_the_place_of_one_with_its_parameters_and_of_no_other(trained, shop, tmp_path):
+    folder = add_trained(trained, shop)
+    other = shutil.copytree(ZOO / NAME / "records" / "gaussian", tmp_path / "other")
+    about = json.loads((other / "manifest.json").read_text())
+    about["model"]["sha256"] = manifest.read(folder).function_sha256
+    n = about["parameters"]["n"]
+    for changed, expected in (
+        ({}, {"gaussian"}),
+        ({"alpha": 0.01}, {"gaussian", f"gaussian-n{n}"}),
+        ({"alpha": 0.01}, {"gaussian", f"gaussian-n{n}"}),
+        ({"alpha": 0.02}, {"gaussian", f"gaussian-n{n}", "gaussian-2"}),
+    ):
+        changed_run = {**about, "parameters": {**about["parameters"], **changed}}
+        (other / "manifest.json").write_text(json.dumps(changed_run))
+        add_evidence(folder, other)
+        assert {result.records for result in manifest.read(folder).results if result.metric == "acr"} == expected
+
+
 def test_a_folder_of_the_recipes_data_is_named_without_its_place():
     from rsplugins.runs.manifest import read_manifest
     from rsplugins.zoo.add import _reference
