@@ -24,6 +24,11 @@ from rsplugins.watch.writes import lost
 
 _QUESTIONS = ("is_tracing", "is_grad_enabled", "is_inference_mode_enabled", "_get_tracing_state", "Proxy", "_getframe")
 """Names by which a forward can tell how it is run."""
+_WORLD = (
+    "environ", "getenv", "putenv", "urandom", "getpid", "time.time", "time_ns", "monotonic", "monotonic_ns", "perf_counter",
+    "perf_counter_ns", "process_time", "datetime.now", "datetime.today", "utcnow", "secrets", "SystemRandom", "uuid4",
+)  # fmt: skip
+"""Names by which a forward can see or change what no check of its state sees: the clock, the environment, the system's chance."""
 
 
 def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, views: bool = False) -> None:
@@ -45,9 +50,11 @@ def check_function(module: nn.Module, example: Tensor, *, exact: bool = True, vi
     Raises:
         UsageError: naming the line of the model's code where there is one.
     """
-    asked = Code(reachable(module)).line_with(_QUESTIONS)
+    code = Code(reachable(module))
+    asked = code.line_with(_QUESTIONS)
     if asked is not None:
         raise _asks(asked)
+    _check_world(code)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand((5, *example.shape[1:]), generator=generator, dtype=torch.float64)
     drawn = bring(drawn, example.device, example.dtype)
@@ -87,6 +94,7 @@ def check_each_alone(module: nn.Module, images: Tensor) -> set[tuple[str, str]]:
     Raises:
         UsageError: naming the line of the model's code where there is one.
     """
+    _check_world(Code(reachable(module)))
     memory = Memory(_lasting(module))
     try:
         with kept_generators(images.device), _plain_code(), torch.no_grad():
@@ -99,6 +107,16 @@ def check_each_alone(module: nn.Module, images: Tensor) -> set[tuple[str, str]]:
         return set()
     attributes = ((name, key, value) for name, layer in module.named_modules() for key, value in vars(layer).items())
     return {(name, key) for name, key, value in attributes if isinstance(value, Tensor) and memory.depends(value)}
+
+
+def _check_world(code: Code) -> None:
+    line = code.line_with(_WORLD)
+    if line is not None:
+        raise restless(
+            "it uses the clock, the environment or the system's random numbers",
+            line,
+            "what a forward reads or keeps outside the model can be another thing at its next call.",
+        )
 
 
 def _of_a_batch(found: UsageError) -> UsageError:

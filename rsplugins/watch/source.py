@@ -47,10 +47,10 @@ class Code:
         return False
 
     def line_with(self, names: Iterable[str]) -> str | None:
-        """Return ``file:line: text`` of the first use of any of some names; None where there is none."""
+        """Return ``file:line: text`` of the first use of any of some names, such as ``now`` or ``datetime.now``; None without."""
         for file, first, tree in self._parsed:
             for node in ast.walk(tree):
-                if any(_is(node, name) for name in names) and isinstance(node, (ast.Attribute, ast.Name)):
+                if isinstance(node, (ast.Attribute, ast.Name)) and any(_is(node, name) for name in names):
                     return lines.shown(file, first + node.lineno - 1)
         return None
 
@@ -64,6 +64,9 @@ class Code:
 
 
 def _is(node: ast.AST, name: str) -> bool:
+    owner, dot, name = name.rpartition(".")
+    if dot and not (isinstance(node, ast.Attribute) and _is(node.value, owner)):
+        return False
     return (isinstance(node, ast.Attribute) and node.attr == name) or (isinstance(node, ast.Name) and node.id == name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import itertools
 import random
 import types
@@ -83,6 +84,8 @@ class _Reader:
             return repr(value.bit_generator.state)
         if type(value).__module__ == itertools.__name__:
             return repr(value)
+        if isinstance(value, contextvars.ContextVar):
+            return self.plain(value.get(None), depth + 1)
         return self._nested(value, depth)
 
     def _nested(self, value: Any, depth: int) -> Any:

@@ -5,10 +5,14 @@ The line that has to be named ends in ``# here``.
 
 from __future__ import annotations
 
+import contextvars
 import copy
+import datetime
 import itertools
+import os
 import random
 import threading
+import time
 
 import numpy as np
 import torch
@@ -277,8 +281,38 @@ def numpy_chance(net, x):
     return x if np.random.rand() < 0.999 else x / 2
 
 
-STATE = [counter, collected, in_a_global, in_an_iterator, in_a_buffer, average, cached, noise, dropout]
-STATE_WITHOUT_A_LINE = [in_a_default, chance, numpy_chance]
+CONTEXT = contextvars.ContextVar("calls", default=0)
+
+
+def in_a_context_variable(net, x):
+    CONTEXT.set(CONTEXT.get() + 1)
+    return x if CONTEXT.get() < 10000 else x / 2
+
+
+def in_the_environment(net, x):
+    calls = int(os.environ.get("CALLS", "0"))  # here
+    return x if calls < 1000 else x / 2
+
+
+def by_the_clock(net, x):
+    return x if time.time() > 1000 else x / 2  # here
+
+
+def by_a_stopwatch(net, x):
+    return x if time.perf_counter() >= 0 else x / 2  # here
+
+
+def by_the_date(net, x):
+    return x if datetime.datetime.now().year > 2000 else x / 2  # here
+
+
+def by_the_system_s_chance(net, x):
+    return x if os.urandom(1)[0] <= 255 else x / 2  # here
+
+
+WORLD = [in_the_environment, by_the_clock, by_a_stopwatch, by_the_date, by_the_system_s_chance]
+STATE = [counter, collected, in_a_global, in_an_iterator, in_a_buffer, average, cached, noise, dropout, *WORLD]
+STATE_WITHOUT_A_LINE = [in_a_default, in_a_context_variable, chance, numpy_chance]
 
 
 def shape_branch(net, x):

@@ -50,6 +50,12 @@ def test_state_and_chance_outside_of_tensors_are_refused(step, door):
         doors.DOORS[door](wrapped(step))
 
 
+@pytest.mark.parametrize("step", forms.WORLD, ids=lambda step: step.__name__)
+def test_samplers_refuse_the_clock_and_the_environment_too(step):
+    with pytest.raises(UsageError, match=f"random or has state.*{line(step)}"):
+        rsplugins.certify(wrapped(step), doors.IMAGES, "gaussian", sigma=0.25, n0=20, n=200)
+
+
 @pytest.mark.parametrize("door", ["ibp", "lipschitz-margin", "covariance", "split_at"])
 def test_an_autograd_function_and_a_thread_are_refused(door):
     with pytest.raises(UsageError, match=line(forms.Gate.forward)):
