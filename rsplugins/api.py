@@ -260,8 +260,8 @@ def _run(
 ) -> Run:
     from rsplugins.certification import prepare
     from rsplugins.host import get_host
+    from rsplugins.machine.progress import Silent, for_stream
     from rsplugins.runs.campaign import carry_out_one
-    from rsplugins.runs.progress import Silent, for_stream
 
     entry = get_host().find("certifier", method)
     certifier = prepare(entry, classifier, parameters, execution)

@@ -51,7 +51,7 @@ def certificates_of(
     function |= {"sound": execution.sound, **described_function(certifier)}
     if classifier.num_classes is not None:
         function["num_classes"] = classifier.num_classes
-    from rsplugins.runs.progress import Silent, for_stream
+    from rsplugins.machine.progress import Silent, for_stream
 
     def read() -> Iterator[tuple[int, Tensor]]:
         for index, image in images:

@@ -21,7 +21,8 @@ from rsplugins.lirpa.bridge import Operators
 from rsplugins.lirpa.graph import check_module
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
-from rsplugins.lirpa.search import Margins, Search, is_out_of_memory
+from rsplugins.lirpa.search import Margins, Search
+from rsplugins.machine.device import is_out_of_memory
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -249,7 +250,7 @@ class Etb(BoundCertifier):
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
         if self.parameters.variant == "blocks":
             return super()._margins(images, eps, specification)
-        from rsplugins.lirpa.whole import whole_network_bounds
+        from rsplugins.lirpa.whole_network import whole_network_bounds
 
         assert self._network is not None  # as in the base class
         return whole_network_bounds(

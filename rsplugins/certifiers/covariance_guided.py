@@ -15,8 +15,8 @@ from rsplugins.certifier import Certifier, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.moments import claims
 from rsplugins.moments.estimator import Estimate, Estimator, MomentParameters
-from rsplugins.moments.planning import samples_needed
 from rsplugins.moments.plugins import plugin_rules
+from rsplugins.moments.sample_plan import samples_needed
 from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
 from rsplugins.statistics import check_budget
 

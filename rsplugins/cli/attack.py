@@ -40,12 +40,12 @@ def attack(
     """
     import dataclasses
 
+    from rsplugins.machine.device import choose_device
     from rsplugins.models import load
     from rsplugins.training import robustness
     from rsplugins.training.recipe import DataSettings
     from rsplugins.training.schema import read
-    from rsplugins.training.streamed import open_table
-    from rsplugins.training.trainer import choose_device
+    from rsplugins.training.splits import open_table
 
     plain_warnings()
     chosen = {"standard": robustness.STANDARD, "none": ()}.get(autoattack, tuple(autoattack.split(",")))

@@ -39,8 +39,8 @@ def train(
     Exit codes: 0 done or stopped by the time budget, 1 the loss was not finite, 2 wrong use, 130 the interrupt key and
     143 SIGTERM, both after a checkpoint.
     """
-    from rsplugins.training.batch import train_all
     from rsplugins.training.recipe import load_recipe, parse_overrides
+    from rsplugins.training.time_budget import train_all
 
     plain_warnings()
     overrides = parse_overrides(set_ or [])

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.blocks import Block, find_block, layer_of
+from rsplugins.lirpa.deviation import Convolution, Dense, Layer, deviation
 from rsplugins.lirpa.outward import Outward, error, merged
-from rsplugins.lirpa.rows import Convolution, Dense, Layer, deviation
 
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundConv, BoundLinear, BoundMatMul  # noqa: E402

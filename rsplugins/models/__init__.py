@@ -65,7 +65,7 @@ def _no_scheme(reference: str) -> UsageError:
 
 
 def _guess(name: str, schemes: list[str]) -> str:
-    from rsplugins.zoo import store
+    from rsplugins.models import store
 
     if name in schemes:
         return ""

@@ -14,12 +14,12 @@ from rsplugins.certification import certifier_class, check_execution, prepare, w
 from rsplugins.certifier import Certifier, Execution
 from rsplugins.errors import ParameterError, RspluginsError, UnknownNameError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, Status, get_host
-from rsplugins.runs.distributed import Ranks
+from rsplugins.machine.files import write_whole
+from rsplugins.machine.progress import Progress
+from rsplugins.machine.ranks import Ranks
+from rsplugins.runs.derived import REPORT
 from rsplugins.runs.execute import Shard, execute
-from rsplugins.runs.files import write_whole
 from rsplugins.runs.merge import finish
-from rsplugins.runs.output import REPORT
-from rsplugins.runs.progress import Progress
 from rsplugins.runs.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -287,16 +287,18 @@ def default_directory(request: Request) -> Path:
 
 
 def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
-    from rsplugins import models, zoo
+    from rsplugins import models
     from rsplugins.data import DEFAULT_DATASET
     from rsplugins.data import load as load_data
+    from rsplugins.machine.device import choose_device
+    from rsplugins.models.store import DEFAULT_MODEL
 
     if (request.model is None) != (request.data is None):
         given, other = ("--model", "--data") if request.data is None else ("--data", "--model")
         raise UsageError(f"{given} is given without {other}.", fix="give both, or neither for the embedded default")
-    reference, data = request.model or f"zoo:{zoo.DEFAULT_MODEL}", request.data or DEFAULT_DATASET
+    reference, data = request.model or f"zoo:{DEFAULT_MODEL}", request.data or DEFAULT_DATASET
     classifier = models.load(reference, **request.model_options)
-    classifier.to(_device(request.device))
+    classifier.to(choose_device(request.device))
     dataset = load_data(
         data,
         root=request.data_root,
@@ -307,24 +309,6 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
     )
     dataset.check_classes(classifier.num_classes)
     return classifier, dataset, (reference, data)
-
-
-def _device(name: str | None) -> Any:
-    import os
-
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        text = str(error).splitlines()[0]
-        raise ParameterError(f"The device {name!r} cannot be used: {text}", fix="`rsplugins doctor` lists the devices") from None
-    return device
 
 
 def _select(request: Request, dataset: Dataset) -> list[int]:

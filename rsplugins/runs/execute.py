@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rsplugins.certifier import Certifier
 from rsplugins.errors import ParameterError, RunError, UnreadableInputError
 from rsplugins.host import Entry
+from rsplugins.machine.progress import Progress, Silent
 from rsplugins.provenance import processor, version
 from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
 from rsplugins.runs.merge import finish
-from rsplugins.runs.progress import Progress, Silent
 from rsplugins.runs.record import Record, RecordFile, Writer, read_files, shard_name, united
 from rsplugins.runs.run import Run, open_run, refuse_edited
 from rsplugins.runs.seals import forget_derived, run_seal, seal_record

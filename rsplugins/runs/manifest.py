@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rsplugins.errors import RunError, UsageError
+from rsplugins.machine.files import write_whole
 from rsplugins.provenance import version
-from rsplugins.runs.files import write_whole
 from rsplugins.runs.seals import MANIFEST as MANIFEST
 from rsplugins.runs.seals import SEAL, manifest_text
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks import pgd
+from rsplugins.attacks.inputs import cross_entropy, full
 from rsplugins.errors import ParameterError
-from rsplugins.training import attacks
 from rsplugins.training.hooks import Batch, hookimpl, weighted_cross_entropy, weighted_mean
-from rsplugins.training.inputs import cross_entropy, full
 from rsplugins.training.schema import Count, Eps, NonNegative, Positive, Settings, Whole
 
 
@@ -40,14 +40,14 @@ class AdversarialTraining(Settings):
         """The step size at full eps."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
-    def attack(self, batch: Batch, *, objective: attacks.Objective | None = None, stop_after: int | None = None) -> Tensor:
+    def attack(self, batch: Batch, *, objective: pgd.Objective | None = None, stop_after: int | None = None) -> Tensor:
         """Attack the batch's clean images from a uniform start, and leave the geometry in the batch."""
         start = batch.uniform(batch.images, self.eps * self.grown(batch)) if self.random_start else None
         return self._pgd(batch, start, objective, stop_after)
 
-    def _pgd(self, batch: Batch, start: Tensor | None, objective: attacks.Objective | None, stop_after: int | None) -> Tensor:
+    def _pgd(self, batch: Batch, start: Tensor | None, objective: pgd.Objective | None, stop_after: int | None) -> Tensor:
         grown = self.grown(batch)
-        images, batch.geometry = attacks.pgd(
+        images, batch.geometry = pgd.pgd(
             batch.model,
             batch.images,
             batch.labels,
@@ -121,11 +121,11 @@ class Trades(AdversarialTraining):
     @hookimpl
     def perturb(self, batch: Batch) -> Tensor | None:
         """Return images that maximise the KL from the clean prediction, started a little beside the clean image."""
-        with attacks.evaluation_mode(batch.model), torch.no_grad():
+        with pgd.evaluation_mode(batch.model), torch.no_grad():
             clean = full(batch.model(batch.images))
         # torch 2.3 keeps the casts of weights made without gradients, and the loss would not reach the weights.
         torch.clear_autocast_cache()
-        return self._pgd(batch, self.small_start(batch), attacks.divergence(clean), None)
+        return self._pgd(batch, self.small_start(batch), pgd.divergence(clean), None)
 
     def small_start(self, batch: Batch) -> Tensor | None:
         """Return the Gaussian offset of 0.001 at which TRADES starts: at the clean image itself the KL has no gradient."""

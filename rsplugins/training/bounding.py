@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks.inputs import full
 from rsplugins.errors import ParameterError
+from rsplugins.training.chain_bounds import Blocks, Bound, Bounder, Chain, make_bounder
 from rsplugins.training.hooks import Batch, Start, hookimpl
-from rsplugins.training.inputs import full
-from rsplugins.training.propagation import Blocks, Bound, Bounder, Chain, make_bounder
 from rsplugins.training.schema import Eps, Fraction, NonNegative, Positive, Settings
 
 

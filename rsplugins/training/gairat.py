@@ -13,12 +13,12 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks import pgd
+from rsplugins.attacks.inputs import full
 from rsplugins.errors import ParameterError
-from rsplugins.training import attacks
 from rsplugins.training.adversarial import AdversarialTraining, FriendlyAdversarialTraining, Mart, Trades, kl
-from rsplugins.training.geometry import Scheme, geometry_weights, margin_weights
 from rsplugins.training.hooks import Batch, Start, hookimpl
-from rsplugins.training.inputs import full
+from rsplugins.training.instance_weights import Scheme, geometry_weights, margin_weights
 from rsplugins.training.schema import Positive, Range, Settings, Whole
 
 Lambda = Annotated[float, Range(finite=False, fix="Use a number, or inf for equal weights.")]
@@ -50,7 +50,7 @@ class GeometryWeights(_Late):
 
     Attributes:
         lambda_: larger is closer to equal weights; -1 for GAIRAT and 0 for GAIR-FAT in the paper, inf recovers the plain method.
-        scheme: ``"tanh"``, ``"sigmoid"`` or ``"discrete"``; see :func:`~rsplugins.training.geometry.geometry_weights`.
+        scheme: ``"tanh"``, ``"sigmoid"`` or ``"discrete"``; see :func:`~rsplugins.training.instance_weights.geometry_weights`.
         kappa: ``"first"``, the least number of steps to a misclassified iterate (the paper); or ``"correct"``, the number of
             correctly classified iterates (the released code).
         normalise: whether weights have mean 1 over the batch; under torchrun, over each process's share of it.
@@ -157,7 +157,7 @@ class GairTrades(GeometryWeights, Trades):
         if weights is None:
             return super().loss(batch, None)
         geometry = batch.geometry
-        second = self._pgd(batch, self.small_start(batch), attacks.margin(batch.labels), None)
+        second = self._pgd(batch, self.small_start(batch), pgd.margin(batch.labels), None)
         batch.geometry = geometry
         perturbed, by_margin, clean = batch.logits, full(batch.model(second)), full(batch.model(batch.images))
         robust = weights * kl(clean, perturbed) + (1.0 - weights) * kl(clean, by_margin)

@@ -23,13 +23,16 @@ from torch import nn
 
 from rsplugins.certificate import Guarantee
 from rsplugins.classifier import Classifier
+from rsplugins.data.table import Table
 from rsplugins.errors import UsageError
 from rsplugins.execution import Execution
+from rsplugins.machine.device import device_name
+from rsplugins.machine.files import write_whole
 from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
 from rsplugins.statistics import claims
 from rsplugins.training import files, robustness
+from rsplugins.training.files import versions
 from rsplugins.training.recipe import EvaluationSettings, Recipe
-from rsplugins.training.table import Table
 from rsplugins.training.trainer import TrainingResult, accuracy
 
 ALPHA, N0 = 0.001, 100
@@ -106,8 +109,8 @@ def store(result: TrainingResult, test: Table, folder: Path) -> Classifier:
     found: dict[str, Any] = {
         "accuracy": accuracy(classifier, test),
         "images": len(test),
-        "device": files.device_name(test.labels.device),
-        "versions": files.versions(),
+        "device": device_name(test.labels.device),
+        "versions": versions(),
         "weights": classifier.fingerprint(),
     }
     _write(folder, found)
@@ -138,7 +141,7 @@ def measure(
 
 
 def _write(folder: Path, found: dict[str, Any]) -> None:
-    files.write_atomically(folder / EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
+    write_whole(folder / EVALUATION, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def certify(
@@ -261,9 +264,9 @@ def _resume(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
             cause="The model was trained again, or [evaluation] was changed.",
             fix=f"Delete {path} and {beside.name}.",
         )
-    files.write_atomically(beside, (json.dumps(header, indent=2) + "\n").encode())
+    write_whole(beside, (json.dumps(header, indent=2) + "\n").encode())
     if not path.exists():
         return []
     whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    files.write_atomically(path, "".join(whole).encode())
+    write_whole(path, "".join(whole).encode())
     return [json.loads(line) for line in whole]

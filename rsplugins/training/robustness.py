@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rsplugins.attacks import pgd
 from rsplugins.certificate import Certificate, Guarantee, Norm
+from rsplugins.data.table import Table
 from rsplugins.errors import ParameterError, PluginUnavailableError, UsageError
+from rsplugins.machine.device import device_name
+from rsplugins.machine.files import write_whole
 from rsplugins.sampling.tuning import prefers_channels_last
 from rsplugins.stopping import keeping
-from rsplugins.training import attacks
-from rsplugins.training.files import device_name, versions, write_atomically
+from rsplugins.training.files import versions
 from rsplugins.training.schema import Count, Eps, Positive, Settings, Whole, plain, read
-from rsplugins.training.table import Table
 
 if TYPE_CHECKING:
     from rsplugins.classifier import Classifier
@@ -165,7 +167,7 @@ def attack(
     result = summarise(rows, settings)
     ran = {"device": device_name(table.labels.device), "versions": {**versions(), **_attack_versions()}}
     about = {"settings": header, "ran": ran, "result": asdict(result)}
-    write_atomically(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
+    write_whole(directory / SUMMARY, (json.dumps(about, indent=2) + "\n").encode())
     return result
 
 
@@ -309,9 +311,9 @@ def _attack_batch(
     generator = torch.Generator(images.device).manual_seed(settings.seed)
     offset = torch.empty_like(images).uniform_(-settings.eps, settings.eps, generator=generator)
 
-    def survives(attacked: nn.Module, objective: attacks.Objective | None = None) -> Tensor:
+    def survives(attacked: nn.Module, objective: pgd.Objective | None = None) -> Tensor:
         step_size = settings.eps / 4 if settings.step_size is None else settings.step_size
-        last, _ = attacks.pgd(
+        last, _ = pgd.pgd(
             attacked,
             images,
             labels,
@@ -323,7 +325,7 @@ def _attack_batch(
         )
         return clean & right(last)
 
-    found = {"clean": clean, "pgd": survives(model), "margin": survives(model, attacks.margin(labels))}
+    found = {"clean": clean, "pgd": survives(model), "margin": survives(model, pgd.margin(labels))}
     for factor in settings.scales:
         found[f"pgd x{factor:g}"] = survives(Scaled(model, factor))
     if auto is not None:
@@ -382,7 +384,7 @@ def _resume(directory: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the records that are there, whole batches only, and write down what they belong to."""
     summary, records = directory / SUMMARY, directory / RECORDS
     if not summary.exists():
-        write_atomically(summary, (json.dumps({"settings": header}, indent=2) + "\n").encode())
+        write_whole(summary, (json.dumps({"settings": header}, indent=2) + "\n").encode())
     before = json.loads(summary.read_text(encoding="utf-8"))["settings"]
     if before != header:
         names = sorted({*before, *header})
@@ -393,5 +395,5 @@ def _resume(directory: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
     lines = [line for line in records.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     size, total = header["batch_size"], header["images"]
     whole = len(lines) if len(lines) >= total else len(lines) // size * size
-    write_atomically(records, "".join(lines[:whole]).encode())
+    write_whole(records, "".join(lines[:whole]).encode())
     return [json.loads(line) for line in lines[:whole]]

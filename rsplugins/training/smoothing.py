@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks.inputs import cross_entropy, full
 from rsplugins.errors import ParameterError
 from rsplugins.training.hooks import Batch, Start, hookimpl, weighted_cross_entropy
-from rsplugins.training.inputs import cross_entropy, full
 from rsplugins.training.schema import NonNegative, Positive, Range, Settings, Sigma
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsplugins.errors import CheckpointError, DataNotFoundError, RunError, UsageError
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
+from rsplugins.models import manifest as manifests
+from rsplugins.models.files import sha256
 from rsplugins.runs.manifest import Manifest as RunManifest
 from rsplugins.runs.manifest import Selection, read_manifest
 from rsplugins.runs.record import RECORDS, Record, read_records, to_lines
 from rsplugins.runs.run import refuse_edited
 from rsplugins.runs.seals import SEAL, manifest_text, seal_record
 from rsplugins.zoo import evidence
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo.files import sha256
 from rsplugins.zoo.sources import METHOD, WITHOUT, terms_of, title_of
 from rsplugins.zoo.swap import rebuilt
 
@@ -239,7 +239,7 @@ def _classifier(trained: Path, record: Mapping[str, Any]) -> Any:
 
 
 def _test_table(recipe: Any, data_root: Path | None) -> Any:
-    from rsplugins.training.streamed import open_table
+    from rsplugins.training.splits import open_table
 
     try:
         return open_table(recipe.data, recipe.data.test, data_root)
@@ -294,8 +294,8 @@ def _versions(found: Mapping[str, str], device: str) -> dict[str, str]:
 def _predict(folder: Path, classifier: Any, table: Any, recipe: Any) -> None:
     import torch
 
+    from rsplugins.data.table import as_float
     from rsplugins.training import files
-    from rsplugins.training.table import as_float
 
     predicted: list[int] = []
     with torch.no_grad():

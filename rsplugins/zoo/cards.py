@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certificate import Guarantee, Norm
+from rsplugins.machine.files import write_whole
+from rsplugins.models import manifest as manifests
+from rsplugins.models.manifest import Manifest, Result
 from rsplugins.provenance import NOT_RECORDED
 from rsplugins.rounding import round_down, round_up
-from rsplugins.runs.files import write_whole
 from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import evidence
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo.manifest import Manifest, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,12 +17,12 @@ from typing import Any
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import CheckpointError
+from rsplugins.models.files import sha256
+from rsplugins.models.manifest import Result
 from rsplugins.rounding import round_down, round_up
 from rsplugins.runs.record import RECORDS
 from rsplugins.runs.run import Run, open_run
 from rsplugins.runs.summary import average_radius, certified_count, interval, summarise
-from rsplugins.zoo.files import sha256
-from rsplugins.zoo.manifest import Result
 
 PREDICTIONS, ATTACK, ATTACKED, RUN = "predictions.json", "attack.json", "attacked.jsonl", "manifest.json"
 

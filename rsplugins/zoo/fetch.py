@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from rsplugins.errors import CheckpointError, UsageError
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo import store
-from rsplugins.zoo.files import check_head, sha256
-from rsplugins.zoo.manifest import Manifest
+from rsplugins.models import manifest as manifests
+from rsplugins.models import store
+from rsplugins.models.files import check_head, sha256
+from rsplugins.models.manifest import Manifest
 
 LARGEST, LARGEST_TEXT = 2_000_000_000, 1_000_000
 """Bytes that one file may have, and a manifest."""

@@ -12,6 +12,7 @@ from rsplugins.certifier import Execution, Input
 from rsplugins.certifiers.gaussian import Gaussian, GaussianParameters
 from rsplugins.certifiers.smooth_reduce import SmoothReduce, SmoothReduceParameters
 from rsplugins.errors import ImpossibleBudgetError, ParameterError
+from rsplugins.models.store import DEFAULT_MODEL
 from rsplugins.reduction.claims import runner_up
 from rsplugins.reduction.function import Lift
 from rsplugins.statistics import claims as statistics
@@ -48,7 +49,7 @@ def true_distance(classifier, plan, x):
 
 @pytest.fixture
 def digits():
-    return rsplugins.load("zoo:" + __import__("rsplugins.zoo", fromlist=["x"]).DEFAULT_MODEL)
+    return rsplugins.load("zoo:" + DEFAULT_MODEL)
 
 
 @pytest.fixture

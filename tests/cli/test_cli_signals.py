@@ -130,7 +130,7 @@ def test_a_signal_ends_an_attack_and_it_resumes(tmp_path, monkeypatch, capsys, n
     words = ("attack", "--model", "zoo:digits-cnn.digits-gaussian025-v2", "--data", "digits", "--eps", "0.1", "--images", "6")
     words = (*words, "--steps", "1", "--autoattack", "none", "--batch-size", "2", "--out", str(tmp_path / "a"), "--device", "cpu")
     with monkeypatch.context() as patch:
-        sends(patch, "rsplugins.training.table.ImageTable.take", number, 2)
+        sends(patch, "rsplugins.data.table.ImageTable.take", number, 2)
         code, said = run(monkeypatch, capsys, *words)
     assert code == CODES[number][0]
     assert f"2 of 6 attacked inputs are kept in {tmp_path / 'a'}; the same command goes on there" in said
@@ -140,7 +140,7 @@ def test_a_signal_ends_an_attack_and_it_resumes(tmp_path, monkeypatch, capsys, n
 
 
 def test_a_command_that_keeps_nothing_says_nothing_of_it(monkeypatch, capsys):
-    monkeypatch.setattr("rsplugins.runs.diagnosis.diagnose", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("rsplugins.cli.doctor.diagnose", lambda: os.kill(os.getpid(), signal.SIGTERM))
     code, said = run(monkeypatch, capsys, "doctor")
     assert (code, said.strip()) == (143, "rsplugins: ended by SIGTERM")
 

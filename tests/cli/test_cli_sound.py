@@ -11,7 +11,7 @@ from PIL import Image
 import rsplugins.data
 from rsplugins.cli.main import build
 from rsplugins.errors import UsageError
-from rsplugins.zoo import DEFAULT_MODEL
+from rsplugins.models.store import DEFAULT_MODEL
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from rsplugins.certificate import Norm
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.etb import ETB, PASS_THROUGH, SOUND_ETB
 from rsplugins.lirpa.network import BoundNetwork
-from rsplugins.lirpa.whole import whole_network_bounds
+from rsplugins.lirpa.whole_network import whole_network_bounds
 
 
 def absolute_value():

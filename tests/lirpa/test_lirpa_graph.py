@@ -11,7 +11,7 @@ import rsplugins
 from rsplugins import compat
 from rsplugins.errors import CheckpointError, ParameterError, PluginUnavailableError, UsageError
 from rsplugins.lirpa.graph import bounded, check_module
-from rsplugins.lirpa.layers import nearest_supported
+from rsplugins.lirpa.nearest import nearest_supported
 from rsplugins.lirpa.network import BoundNetwork
 
 IMAGE = torch.rand(1, 2, 6, 6)

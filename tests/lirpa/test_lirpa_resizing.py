@@ -12,7 +12,7 @@ from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.resizing import resize_layers
-from rsplugins.testing import worlds
+from rsplugins.testing import known_radii
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_bounds_behind_a_resize_hold_and_are_exact_at_radius_zero(method, norm):
 
 @pytest.mark.parametrize("method", ["ibp", "crown-ibp", "sound-etb"])
 def test_the_world_with_a_resize_is_certified_to_its_true_distance_and_not_beyond(method):
-    world = worlds.resized(Norm.LINF, [0.05, 0.1, 0.2], np.random.default_rng(0))
+    world = known_radii.resized(Norm.LINF, [0.05, 0.1, 0.2], np.random.default_rng(0))
     certificates = rsplugins.certify(world.classifier, world.images, method, tolerance=1e-4)
     assert [certificate.prediction for certificate in certificates] == world.classes.tolist()
     found = np.array([certificate.radius for certificate in certificates])

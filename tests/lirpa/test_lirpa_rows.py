@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rsplugins.lirpa import rows
-from rsplugins.lirpa.rows import Ball, Convolution, Dense, deviation
+from rsplugins.lirpa import deviation as rows
+from rsplugins.lirpa.deviation import Ball, Convolution, Dense, deviation
 
 D = torch.float64
 CONVOLUTIONS = {

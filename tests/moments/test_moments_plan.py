@@ -10,7 +10,7 @@ from scipy import stats
 
 from rsplugins.errors import ParameterError
 from rsplugins.moments.memory import choose, estimate
-from rsplugins.moments.planning import expected_radius, samples_needed
+from rsplugins.moments.sample_plan import expected_radius, samples_needed
 
 PLAN = {"sigma": 0.25, "alpha": 0.001, "n": 100_000, "n_min": 500, "tolerance": 0.05}
 

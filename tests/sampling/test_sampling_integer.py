@@ -15,8 +15,8 @@ from rsplugins.errors import InputValueError, ParameterError
 from rsplugins.execution import Execution
 from rsplugins.sampling import GaussianNoise, IntegerNoise, Sampler, check_on_grid, gaussian_noise
 from rsplugins.sampling.benchmark import benchmark
+from rsplugins.testing.known_radii import low_bits
 from rsplugins.testing.soundness import contradictions
-from rsplugins.testing.worlds import low_bits
 
 
 def integers(sigma: float, count: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_a_table_of_leading_bits_and_all_64_bits_give_the_same_integers():
 
 
 def test_all_bits_of_the_generator_are_used_evenly():
-    from rsplugins.sampling.integer import _bits
+    from rsplugins.sampling.grid_noise import _bits
 
     drawn = _bits(40_000, torch.Generator().manual_seed(1), torch.device("cpu")).numpy()
     ones = [int(((drawn >> bit) & 1).sum()) for bit in range(64)]

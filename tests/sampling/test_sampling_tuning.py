@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from rsplugins.machine.device import is_out_of_memory
 from rsplugins.sampling import tuning
 
 
@@ -70,7 +71,7 @@ def test_other_errors_are_not_swallowed():
     ],
 )
 def test_out_of_memory_is_recognised(error, expected):
-    assert tuning.is_out_of_memory(error) is expected
+    assert is_out_of_memory(error) is expected
 
 
 def test_convolutions_want_channels_last_and_linear_layers_do_not():

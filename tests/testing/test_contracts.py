@@ -12,7 +12,7 @@ from scipy import stats
 
 from rsplugins.certificate import Claim, Guarantee, Norm
 from rsplugins.host import Status, get_host
-from rsplugins.testing import certifier_checks, certifier_contract, model_source_contract, training_hook_contract, worlds
+from rsplugins.testing import certifier_checks, certifier_contract, known_radii, model_source_contract, training_hook_contract
 from rsplugins.testing.certifiers import FAMILIES
 from rsplugins.testing.falsifier import _verdict
 from rsplugins.testing.soundness import judge
@@ -102,7 +102,7 @@ def _directions(world, norm):
     if world.name == "two-class quadratic":
         rows += [np.tile(np.array(pair, dtype=float), (len(gradient), 1)) for pair in ((1, -1), (-1, 1), (1, 1), (-1, -1.0))]
     for row in rows:
-        yield torch.tensor(np.stack([worlds.steepest(weight, norm) for weight in row]), dtype=torch.float32)
+        yield torch.tensor(np.stack([known_radii.steepest(weight, norm) for weight in row]), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("trials", "false"), [(1000, 7), (200, 0)])

@@ -13,7 +13,7 @@ from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.training import Batch, EtbReleasedTraining, EtbTraining, Hooks, IbpTraining, SoundEtbTraining
 from rsplugins.training.bounding import against
-from rsplugins.training.propagation import Chain, make_bounder
+from rsplugins.training.chain_bounds import Chain, make_bounder
 
 needs_auto_lirpa = pytest.mark.skipif(importlib.util.find_spec("auto_LiRPA") is None, reason="auto-LiRPA is not installed")
 BOUNDS = ("ibp", "etb", "sound-etb")
@@ -132,7 +132,7 @@ def test_released_offsets_are_rows_of_the_masked_jacobian():
     chain = Chain(model)
     got = chain.offsets(images, 0.02, clip=False)
     layers, rectified = chain.layers()
-    from rsplugins.training.propagation import propagate
+    from rsplugins.training.chain_bounds import propagate
 
     intervals = propagate(layers, rectified, chain.box(images, 0.02, False), "ibp")
     for i in range(3):

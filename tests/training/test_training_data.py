@@ -4,11 +4,12 @@ import pytest
 import torch
 from training_cases import recipe
 
+import rsplugins
+from rsplugins.data.table import augment, table_of
 from rsplugins.errors import InputValueError, ParameterError
 from rsplugins.training import ImageTable, Trainer
 from rsplugins.training.recipe import ScheduleSettings
 from rsplugins.training.schedule import lr_factor
-from rsplugins.training.table import augment, load_table, table_of
 
 
 def _images(count, **changes):
@@ -47,7 +48,7 @@ def test_grey_levels_are_kept_in_a_byte_and_others_as_they_are():
     assert table_of([(levels, 0)], 1).images.dtype == torch.uint8  # type: ignore[arg-type]
     images, _ = table_of([(levels, 0)], 1).take(torch.tensor([0]))  # type: ignore[arg-type]
     assert torch.equal(images[0], levels)
-    digits = load_table("digits", "test")
+    digits = table_of(rsplugins.load_data("digits"), 10)
     assert digits.images.dtype == torch.float32
     assert (len(digits), digits.num_classes, digits.input_size) == (360, 10, (1, 8, 8))
 
@@ -92,7 +93,7 @@ def test_schedules_at_their_corners():
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused():
-    from rsplugins.training.ranks import Ranks
+    from rsplugins.machine.ranks import Ranks
 
     with pytest.raises(ParameterError, match="multiple of 3"):
         Ranks(0, 3, 0).check_batch(8)

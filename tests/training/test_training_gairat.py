@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from training_cases import batch, small_net
 
+from rsplugins.attacks.pgd import Geometry
 from rsplugins.errors import ParameterError
 from rsplugins.training import (
     AdversarialTraining,
@@ -25,7 +26,6 @@ from rsplugins.training import (
     Trades,
     attacks,
 )
-from rsplugins.training.hooks import Geometry
 
 ATTACK = {"eps": 0.15, "step_size": 0.04, "steps": 4}
 

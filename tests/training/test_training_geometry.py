@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rsplugins.training.geometry import geometry_weights, margin_weights
+from rsplugins.training.instance_weights import geometry_weights, margin_weights
 
 KAPPA = torch.arange(11)
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from training_cases import batch, small_net
 
 import rsplugins
+from rsplugins.attacks.pgd import pgd
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import InputValueError, UsageError
 from rsplugins.training import AdversarialTraining, Batch, GaussianAugmentation, Hooks, IbpTraining, SoundEtbTraining
-from rsplugins.training.attacks import pgd
 from rsplugins.training.registry import make_hook
 
 EPS, SIGMA = {"eps": 0.05}, {"sigma": 0.1}

@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from training_cases import recipe
 
-from rsplugins.data import Dataset, load
+from rsplugins.data import Dataset, load, streamed
+from rsplugins.data.streamed import fits, open_table, window
+from rsplugins.data.table import as_float
 from rsplugins.errors import InputValueError, ParameterError, RunError, UnreadableInputError, UsageError
-from rsplugins.training import StreamedTable, Trainer, hookimpl, packing, streamed
-from rsplugins.training.ranks import Ranks
+from rsplugins.machine.ranks import Ranks
+from rsplugins.training import StreamedTable, Trainer, hookimpl, packing
 from rsplugins.training.recipe import DataSettings, EvaluationSettings, to_toml
-from rsplugins.training.streamed import fits, open_table, window
-from rsplugins.training.table import as_float
 from rsplugins.training.trainer import accuracy
 
 SIZE = (3, 12, 12)
@@ -220,8 +220,8 @@ MEMORY = """
 import os, sys, torch
 from pathlib import Path
 from rsplugins.data import Dataset
-from rsplugins.training.streamed import StreamedTable
-from rsplugins.training.table import table_of
+from rsplugins.data.streamed import StreamedTable
+from rsplugins.data.table import table_of
 
 def used():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -11,8 +11,7 @@ import torch
 import rsplugins
 from rsplugins.cli import main
 from rsplugins.errors import CheckpointError, RunError, UsageError
-from rsplugins.models import architectures
-from rsplugins.zoo import manifest
+from rsplugins.models import architectures, manifest
 from rsplugins.zoo.add import _save, add_evidence, add_trained
 from rsplugins.zoo.sources import title_of
 from rsplugins.zoo.verify import verify

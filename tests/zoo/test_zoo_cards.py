@@ -10,7 +10,9 @@ from huggingface_hub import ModelCard
 import rsplugins
 from rsplugins.cli import main
 from rsplugins.errors import UsageError
-from rsplugins.zoo import DEFAULT_MODEL, cards, manifest
+from rsplugins.models import manifest
+from rsplugins.models.store import DEFAULT_MODEL
+from rsplugins.zoo import cards
 from rsplugins.zoo.fetch import fetch
 from rsplugins.zoo.publish import front_matter, publish, upload
 

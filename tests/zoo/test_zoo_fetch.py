@@ -14,7 +14,8 @@ import pytest
 
 import rsplugins
 from rsplugins.errors import CheckpointError, UsageError
-from rsplugins.zoo import DEFAULT_MODEL, manifest, store
+from rsplugins.models import manifest, store
+from rsplugins.models.store import DEFAULT_MODEL
 from rsplugins.zoo.fetch import fetch
 from rsplugins.zoo.verify import verify
 
@@ -33,7 +34,7 @@ def source(model):
 
 def rename(folder):
     read = manifest.read(folder)
-    from rsplugins.zoo.files import sha256
+    from rsplugins.models.files import sha256
 
     recipe = read.recipe.model_copy(update={"sha256": sha256(folder / "recipe.toml")})
     (folder / manifest.FILE).write_text(manifest.dumps(read.model_copy(update={"recipe": recipe})))

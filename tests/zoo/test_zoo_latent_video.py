@@ -11,9 +11,10 @@ import torch
 import rsplugins
 from rsplugins.cli import main
 from rsplugins.lipschitz import analyse
+from rsplugins.models import manifest
 from rsplugins.training import ImageTable, Trainer, load_recipe
 from rsplugins.training.packing import pack
-from rsplugins.zoo import cards, manifest
+from rsplugins.zoo import cards
 from rsplugins.zoo.add import add_evidence, add_trained
 from rsplugins.zoo.verify import verify
 
@@ -122,12 +123,12 @@ def test_a_latent_model_gets_into_the_zoo_with_its_certificates(tmp_path, shop, 
 
 @pytest.mark.slow
 def test_a_video_model_gets_into_the_zoo(tmp_path, shop):
-    from rsplugins.training.table import load_table, table_of
+    from rsplugins.data.table import table_of
 
     changes = {"training.epochs": 4, "training.ema": 0.0, "schedule.warmup": 1}
     changes |= {"evaluation.n": 100, "evaluation.stride": 500}
     recipe = load_recipe(RECIPES / f"{VIDEO}.toml", changes)
-    test = load_table("moving-digits", "test")
+    test = table_of(rsplugins.load_data("moving-digits"), 8)
     trainer = Trainer(recipe, tmp_path / "run", device="cpu", quiet=True, train=test, test=test)
     result = trainer.fit()
     assert result.record["input"]["shape"] == [1, 32, 16, 16]

@@ -12,8 +12,9 @@ import torch
 import rsplugins
 from rsplugins.data import digits
 from rsplugins.errors import CheckpointError, UnknownNameError, UsageError
+from rsplugins.models import manifest, store
+from rsplugins.models.store import DEFAULT_MODEL
 from rsplugins.training import load_recipe
-from rsplugins.zoo import DEFAULT_MODEL, manifest, store
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "zoo" / DEFAULT_MODEL

@@ -38,7 +38,7 @@ def test_an_interrupt_at_any_write_leaves_the_old_or_the_new(model, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "rsplugins.zoo.add.write_whole", interrupted(__import__("rsplugins.runs.files", fromlist=["x"]).write_whole)
+            "rsplugins.zoo.add.write_whole", interrupted(__import__("rsplugins.machine.files", fromlist=["x"]).write_whole)
         )
         patch.setattr(Path, "rename", interrupted(Path.rename))
         if not at_once:

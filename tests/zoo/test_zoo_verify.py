@@ -16,10 +16,12 @@ from rsplugins.certifier import Execution
 from rsplugins.data import load
 from rsplugins.errors import CheckpointError
 from rsplugins.host import get_host
+from rsplugins.models import manifest
+from rsplugins.models.store import DEFAULT_MODEL
 from rsplugins.models.zoo import load_folder
 from rsplugins.runs.execute import execute
 from rsplugins.runs.imports import claimed_parameters, import_log
-from rsplugins.zoo import DEFAULT_MODEL, evidence, manifest
+from rsplugins.zoo import evidence
 from rsplugins.zoo.add import add_evidence, update
 from rsplugins.zoo.sample import compare
 from rsplugins.zoo.verify import verify

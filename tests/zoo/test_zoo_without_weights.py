@@ -12,8 +12,8 @@ from PIL import Image
 
 from rsplugins.cli import main
 from rsplugins.data import load
+from rsplugins.models import manifest
 from rsplugins.training import load_recipe
-from rsplugins.zoo import manifest
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 WITHOUT = [folder.parent for folder in sorted(ZOO.glob("*/manifest.toml")) if not manifest.read(folder.parent).weights]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
 from rsplugins.runs.run import Run
 from rsplugins.runs.seals import DERIVED
 from rsplugins.runs.summary import summarise

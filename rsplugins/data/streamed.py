@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from rsplugins.data import Dataset, load
+from rsplugins.data.dataset import Dataset
+from rsplugins.data.table import as_float, check_labels, check_pixels, compact, derived_seed, stack
 from rsplugins.errors import RspluginsError, RunError, UnreadableInputError
-from rsplugins.training.engine import derived_seed
-from rsplugins.training.recipe import DataSettings
-from rsplugins.training.table import ImageTable, as_float, check_labels, check_pixels, compact, stack, table_of
 
 LIMIT = 8 * 10**9
 """Bytes above which images are streamed when the recipe does not say."""
@@ -27,7 +25,7 @@ _CPU = torch.device("cpu")
 
 
 class StreamedTable:
-    """A split whose images stay on disk; what :class:`~rsplugins.training.table.ImageTable` is for those in memory.
+    """A split whose images stay on disk; what :class:`~rsplugins.data.table.ImageTable` is for those in memory.
 
     Args:
         dataset: decodes an image when asked; with worker processes it is forked, or pickled where there is no fork.
@@ -95,35 +93,6 @@ class StreamedTable:
         )
         for index, images in zip(indices, _watched(loader), strict=True):
             yield images.to(self.labels.device, non_blocking=True), self.labels[index]
-
-
-def open_table(
-    settings: DataSettings,
-    split: str,
-    root: str | Path | None = None,
-    device: torch.device = _CPU,
-    *,
-    windows: bool = False,
-) -> ImageTable | StreamedTable:
-    """Open a split: in memory where it fits and nobody says otherwise, streamed where not.
-
-    Args:
-        settings: of a recipe; ``resident`` says which, None leaves it to the size of the first image times their number.
-        split: such as ``settings.train``.
-        root: where data sets are looked for.
-        device: where the images are wanted; its free memory counts too.
-        windows: whether random windows of ``settings.scale`` are taken: for training.
-
-    Raises:
-        DataNotFoundError: what was looked for, where, and how to get it.
-        InputValueError: an empty split, labels outside the classes.
-    """
-    dataset = load(settings.name, root=root, split=split, input_size=settings.input_size)
-    scale = settings.scale if windows else None
-    resident = settings.resident if settings.resident is not None else scale is None and fits(dataset, device)
-    if resident:
-        return table_of(dataset, num_classes=dataset.num_classes)
-    return StreamedTable(dataset, workers=settings.workers, scale=scale, device=device)
 
 
 def fits(dataset: Dataset, device: torch.device = _CPU) -> bool:

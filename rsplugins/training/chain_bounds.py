@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rsplugins.chain import leaves, stray
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.rows import Ball, Convolution, Dense, Layer, deviation
+from rsplugins.lirpa.deviation import Ball, Convolution, Dense, Layer, deviation
 
 Bound = Literal["ibp", "etb", "sound-etb"]
 Blocks = Literal["linear", "mixed", "all"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rsplugins.certificate import Evidence, Gathered
-from rsplugins.sampling.tally import Program, Tally
+from rsplugins.sampling.program import Program, Tally
 
 
 class Slot:

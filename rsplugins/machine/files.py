@@ -17,6 +17,30 @@ except ImportError:  # not on Windows, where two writers to one run are then not
     fcntl = None  # type: ignore[assignment]
 
 
+@contextmanager
+def whole(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file for writing so that a reader sees all of it or nothing, whatever is killed.
+
+    Args:
+        path: the file; it is there at the end of the block, and as it was before after an error in it.
+        replace: whether an existing file is replaced; otherwise :class:`FileExistsError` is raised at the end of the block.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        if replace:
+            Path(name).replace(path)
+        else:
+            os.link(name, path)  # fails, and stays whole, when somebody else was first
+    finally:
+        with suppress(FileNotFoundError):
+            Path(name).unlink()
+
+
 def write_whole(path: Path, contents: str | bytes, *, replace: bool = True) -> bool:
     """Write a file so that a reader sees all of it or nothing, whatever is killed.
 
@@ -28,25 +52,12 @@ def write_whole(path: Path, contents: str | bytes, *, replace: bool = True) -> b
     Returns:
         Whether this call wrote the file.
     """
-    data = contents.encode() if isinstance(contents, str) else contents
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        if replace:
-            Path(name).replace(path)
-            return True
-        try:
-            os.link(name, path)  # fails, and stays whole, when somebody else was first
-        except FileExistsError:
-            return False
-        return True
-    finally:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
+        with whole(path, replace=replace) as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
+    except FileExistsError:
+        return False
+    return True
 
 
 def lock(file: IO[Any], path: Path) -> None:

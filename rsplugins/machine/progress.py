@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 Advance = Callable[[], None]
 
@@ -17,8 +17,8 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """Print a line."""
 
-    def task(self, title: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
-        """Start a task of ``total`` inputs, ``done`` of which were done before; the function it gives is called once an input."""
+    def task(self, title: str, total: int, done: int = 0, unit: str = "inputs") -> AbstractContextManager[Advance]:
+        """Start a task of ``total`` units, ``done`` of which were done before; the function it gives is called once a unit."""
 
 
 class Silent:
@@ -28,7 +28,7 @@ class Silent:
         """Print nothing."""
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def task(self, title: str, total: int, done: int = 0, unit: str = "inputs") -> Iterator[Advance]:
         """Start a task."""
         yield lambda: None
 
@@ -46,7 +46,7 @@ class Lines:
         self.stream, self.every, self.clock = stream, every, clock
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def task(self, title: str, total: int, done: int = 0, unit: str = "inputs") -> Iterator[Advance]:
         """Start a task."""
         begun = said = self.clock()
         fresh = 0
@@ -56,19 +56,19 @@ class Lines:
             fresh += 1
             if self.clock() - said >= self.every:
                 said = self.clock()
-                self._say(title, done + fresh, total, fresh / max(said - begun, 1e-9))
+                self._say(title, done + fresh, total, fresh / max(said - begun, 1e-9), unit)
 
         yield advance
-        self._say(title, done + fresh, total, fresh / max(self.clock() - begun, 1e-9))
+        self._say(title, done + fresh, total, fresh / max(self.clock() - begun, 1e-9), unit)
 
     def say(self, text: str) -> None:
         """Print a line."""
         print(text, file=self.stream, flush=True)
 
-    def _say(self, title: str, done: int, total: int, rate: float) -> None:
+    def _say(self, title: str, done: int, total: int, rate: float, unit: str) -> None:
         left = f", {format_left((total - done) / rate)} left" if rate > 0 and done < total else ""
-        speed = f", {format_rate(rate)}" if rate > 0 else ""
-        self.say(f"{title}: {done}/{total} inputs{speed}{left}")
+        speed = f", {format_rate(rate, unit)}" if rate > 0 else ""
+        self.say(f"{title}: {done}/{total} {unit}{speed}{left}")
 
 
 def format_left(seconds: float) -> str:
@@ -82,25 +82,31 @@ def format_left(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def format_rate(rate: float) -> str:
+def format_rate(rate: float, unit: str = "inputs") -> str:
     """Print a speed.
 
     Example:
         >>> format_rate(0.25), format_rate(12.345), format_rate(1800)
         ('0.25 inputs/s', '12.3 inputs/s', '1,800 inputs/s')
     """
-    return (f"{rate:.2f}" if rate < 1 else f"{rate:.1f}" if rate < 100 else f"{rate:,.0f}") + " inputs/s"
+    return (f"{rate:.2f}" if rate < 1 else f"{rate:.1f}" if rate < 100 else f"{rate:,.0f}") + f" {unit}/s"
 
 
 class Bar:
-    """Draws a bar with inputs a second and the time left."""
+    """Draws a bar with units a second and the time left."""
+
+    def __init__(self) -> None:
+        self._console: Any = None
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        """Print a line, above the bar where there is one."""
+        if self._console is None:
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+        else:
+            self._console.print(text, highlight=False, markup=False)
 
     @contextmanager
-    def task(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def task(self, title: str, total: int, done: int = 0, unit: str = "inputs") -> Iterator[Advance]:
         """Start a task."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -114,18 +120,22 @@ class Bar:
             TimeRemainingColumn(),
         )
         begun, fresh = time.monotonic(), 0
-        with RichProgress(*columns, console=Console(stderr=True)) as bar:
-            number = bar.add_task(title, total=total, completed=done, rate="")
+        self._console = Console(stderr=True)
+        try:
+            with RichProgress(*columns, console=self._console) as bar:
+                number = bar.add_task(title, total=total, completed=done, rate="")
 
-            def advance() -> None:
-                nonlocal fresh
-                fresh += 1
-                bar.update(number, advance=1, rate=format_rate(fresh / max(time.monotonic() - begun, 1e-9)))
+                def advance() -> None:
+                    nonlocal fresh
+                    fresh += 1
+                    bar.update(number, advance=1, rate=format_rate(fresh / max(time.monotonic() - begun, 1e-9), unit))
 
-            yield advance
+                yield advance
+        finally:
+            self._console = None
 
 
-def for_stream(stream: TextIO | None = None) -> Progress:
-    """Return a bar when the stream (standard error by default) is a terminal, plain lines otherwise."""
+def for_stream(stream: TextIO | None = None, every: float = 10.0) -> Progress:
+    """Return a bar when the stream (standard error by default) is a terminal, else plain lines, one in so many seconds."""
     stream = sys.stderr if stream is None else stream
-    return Bar() if stream.isatty() else Lines(stream)
+    return Bar() if stream.isatty() else Lines(stream, every)

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rsplugins.training.hooks import Geometry
-from rsplugins.training.inputs import check_images, full, hard
-from rsplugins.training.inputs import cross_entropy as _cross_entropy
+from rsplugins.attacks.inputs import check_images, full, hard
+from rsplugins.attacks.inputs import cross_entropy as _cross_entropy
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """From logits (n, K) and the indices (n,) of these inputs in the batch to a scalar that the attack increases."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How far each input is from the decision boundary, counted in attack steps.
+
+    Attributes:
+        first: (B,) the least number of steps after which the iterate is misclassified, ``steps`` if never (Zhang et al. 2021).
+        correct: (B,) how many of the iterates x_0 .. x_{steps-1} are classified correctly (the released code). The two differ
+            where a prediction flips back.
+        steps: K.
+    """
+
+    first: Tensor
+    correct: Tensor
+    steps: int
 
 
 @contextmanager
@@ -80,7 +96,7 @@ def pgd(
         check: whether the images' values are checked, which waits for the device.
 
     Returns:
-        The last iterates (B, C, H, W), detached, and the :class:`~rsplugins.training.hooks.Geometry`.
+        The last iterates (B, C, H, W), detached, and the :class:`Geometry`.
 
     Raises:
         InputValueError: images outside [0, 1], to which the iterates are clamped; with the likely cause.

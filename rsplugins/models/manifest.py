@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import CheckpointError
-from rsplugins.zoo.files import check_file
+from rsplugins.models.files import check_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -200,3 +201,17 @@ def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
         for entry in value if isinstance(value, list) else [value]:
             lines.append(f"\n[[{name}]]" if isinstance(value, list) else f"\n[{name}]")
             _write_table(lines, f"{name}.", entry)
+
+
+_TRAINING_ONLY = ("orthogonal",)
+"""Arguments that say how weights are trained, not what is computed with them: in recipes, not in manifests."""
+
+
+def stored(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network as a manifest keeps them: those that say how weights are trained are left out.
+
+    Example:
+        >>> stored({"width": 32, "orthogonal": True})
+        {'width': 32}
+    """
+    return {name: value for name, value in arguments.items() if name not in _TRAINING_ONLY}

@@ -1,14 +1,14 @@
 """Images resident on the device, and augmentation there: for small images a loader would be slower than the network.
 
-What does not fit into memory is read as it is needed: :mod:`rsplugins.training.streamed`.
+What does not fit into memory is read as it is needed: :mod:`rsplugins.data.streamed`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -136,19 +136,6 @@ def as_float(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
-def load_table(name: str, split: str, root: str | Path | None = None, input_size: Sequence[int] | None = None) -> ImageTable:
-    """Load a split of a data set into one tensor.
-
-    Raises:
-        DataNotFoundError: what was looked for, where, and how to get it.
-        InputValueError: an empty split, labels outside the classes, images of several sizes.
-    """
-    from rsplugins.data import load
-
-    dataset = load(name, root=root, split=split, input_size=input_size)
-    return table_of(dataset, num_classes=dataset.num_classes)
-
-
 def table_of(dataset: LabelledImages, num_classes: int, threads: int = 8) -> ImageTable:
     """Read a whole data set into one tensor.
 
@@ -193,6 +180,16 @@ def compact(image: Tensor) -> Tensor:
 def _compact_item(item: tuple[Tensor, int]) -> tuple[Tensor, int]:
     image, label = item
     return compact(image), int(label)
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a 63-bit seed that is a function of the parts alone.
+
+    All randomness of a training step comes from (seed, epoch, step, rank), so a resumed run needs no generator state and equals
+    an uninterrupted one.
+    """
+    text = ",".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 from rsplugins.errors import UnknownNameError, UsageError
-from rsplugins.zoo.manifest import FILE
+from rsplugins.models.manifest import FILE
+
+DEFAULT_MODEL = "digits-cnn.digits-gaussian025-v2"
+"""What is certified when nobody names a model: it travels inside the wheel."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.modules import module as modules
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
+from rsplugins.chain import computes_as
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UsageError
 from rsplugins.lipschitz.tracing import Traced
-
-_CALLS = ("forward", "__call__", "_wrapped_call_impl", "_call_impl", "_slow_forward")
-_WEIGHT_HOOKS = (WeightNorm, SpectralNorm)
-"""Hooks that only set a weight, the same at every pass in eval mode; the analysis reads it after a pass."""
-
-
-def computes_as(module: nn.Module, kind: type[nn.Module], *parts: str) -> bool:
-    """Return whether a module runs the methods of a class: a subclass, the object itself or a hook may change them."""
-    same = all(
-        getattr(type(module), part, None) is getattr(kind, part, None) and part not in vars(module) for part in (*_CALLS, *parts)
-    )
-    hooks = [hook for hook in module._forward_pre_hooks.values() if type(hook) not in _WEIGHT_HOOKS]
-    return same and not hooks and not module._forward_hooks
 
 
 def check_untouched(classifier: Classifier) -> None:

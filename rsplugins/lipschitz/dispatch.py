@@ -13,35 +13,12 @@ from torch.nn import functional as F
 
 from rsplugins.lipschitz import rules
 from rsplugins.lipschitz.arguments import Call, NoBoundError, bind, static
-from rsplugins.lipschitz.purity import computes_as
+from rsplugins.lipschitz.composition import Scale, Value, outward
+from rsplugins.lipschitz.layers import changes_when_read, is_max_min, known_kind
 from rsplugins.lipschitz.tables import ANY, FUNCTIONS, METHODS, MODULES, Entry
 from rsplugins.lipschitz.tracing import Preprocess, Traced
-from rsplugins.lipschitz.values import Scale, Value, outward
-
-_MAX_MIN = ("rsplugins.lipschitz.orthogonal.MaxMin", "orthogonium.layers.custom_activations.MaxMin")
-"""Sorting pairs is a permutation on each of finitely many pieces and continuous, hence 1-Lipschitz."""
 
 _UNREADABLE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, AttributeError)
-
-
-def is_known_module(module: nn.Module) -> bool:
-    """Return whether a module is bounded as a whole: its forward is that of a layer with a rule."""
-    return _known_kind(module) is not None or _is_max_min(module)
-
-
-def is_restless(network: nn.Module) -> bool:
-    """Return whether a network has a layer whose weight changes when it is read again."""
-    return any(_known_kind(module) is not None and _is_restless(module) for module in network.modules())
-
-
-def _known_kind(module: nn.Module) -> type[nn.Module] | None:
-    # A subclass that keeps forward (a parametrised layer, say) computes the same function; one that overrides it may not.
-    kind = next((kind for kind in type(module).__mro__ if kind in MODULES), None)
-    return kind if kind is not None and computes_as(module, kind, "_conv_forward") else None
-
-
-def _is_max_min(module: nn.Module) -> bool:
-    return f"{type(module).__module__}.{type(module).__qualname__}" in _MAX_MIN and computes_as(module, type(module))
 
 
 def value_of(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
@@ -119,14 +96,14 @@ def _module_value(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -
     call = Call(name, node, traced.info, values, bind(name, "input", node.args, node.kwargs), {}, {}, _runner(traced, node))
     if isinstance(module, Preprocess):
         return _preprocess(module, call)
-    if _is_max_min(module):
+    if is_max_min(module):
         return call.source()[0].through(1.0)
-    kind = _known_kind(module)
+    kind = known_kind(module)
     if kind is None:
         raise NoBoundError(traced.opaque.get(str(node.target).removeprefix("module."), _why_unknown(module)))
     entry = MODULES[kind]
     settings, defaults = _settings(module, kind, entry)
-    if "weight" in settings and _is_restless(module):
+    if "weight" in settings and changes_when_read(module):
         # orthogonium 0.0.4 runs one more step of its power iteration at each reading, in eval mode too.
         raise NoBoundError("its weight changes when it is read again; rsplugins.lipschitz.plain(network) fixes it")
     call.arguments.update(settings)
@@ -152,17 +129,6 @@ def _why_unknown(module: nn.Module) -> str:
     return f"there is no rule for {type(module).__name__}"
 
 
-def _is_restless(module: nn.Module, readings: int = 5) -> bool:
-    first: Tensor | None = getattr(module, "weight", None)
-    for _ in range(readings):
-        again: Tensor | None = getattr(module, "weight", None)
-        if first is None or again is None or again is first:
-            return False
-        if not torch.allclose(first, again, rtol=0.0, atol=0.0, equal_nan=True):
-            return True
-    return False
-
-
 def _preprocess(module: Preprocess, call: Call) -> Value:
     classifier = module.origin[0]
     value, shape = call.source()
@@ -182,7 +148,7 @@ def _swish(traced: Traced, first: Any, second: Any) -> fx.Node | None:
         if not isinstance(gate, fx.Node) or gate.all_input_nodes != [x]:
             continue
         if gate.op == "call_module":
-            sigmoid = _known_kind(traced.root.get_submodule(str(gate.target))) is nn.Sigmoid
+            sigmoid = known_kind(traced.root.get_submodule(str(gate.target))) is nn.Sigmoid
         else:
             sigmoid = gate.target in ("sigmoid", torch.sigmoid, F.sigmoid)
         if sigmoid:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rsplugins.double import double
 from rsplugins.errors import OutputValueError
-from rsplugins.sampling.slots import Segment, Slot
+from rsplugins.sampling.bookkeeping import Segment, Slot
 
 SLACK = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """A gap between the two largest logits below this share of the largest magnitude in the row is decided in the canonical way."""
