@@ -1,12 +1,14 @@
 """The contract of a certifier: gather evidence with the model, claim a radius without it.
 
-A certifier plugin is a class with three parts:
+A certifier plugin is a class with two parts:
 
 * ``Parameters``: a pydantic model of what the user may set;
-* ``gather``: runs the model on a stream of inputs and yields the evidence for each, in the order given;
-* ``claim``: a pure function from evidence and parameters to a :class:`~rsplugins.certificate.Claim`. It must not import torch:
-  ``rsplugins verify`` and ``rsplugins rescore`` call it where there is no model. When the certifier's module needs torch at
-  import, the function lives in a module of its own that the descriptor names.
+* ``gather``: runs the model on a stream of inputs and yields the evidence for each, in the order given.
+
+What is claimed from the evidence is no part of the class: the descriptor names a pure function ``claim(evidence, parameters)``
+that returns a :class:`~rsplugins.certificate.Claim`. It lives in a module that imports no torch: ``rsplugins verify`` and
+``rsplugins rescore`` call it where there is no model. It gets the evidence as ``gather`` yielded it, or as JSON read it back, and
+``Parameters`` as plain values, with the confidence (``alpha``) possibly changed by ``rescore``.
 
 This module does not import torch.
 """
@@ -14,12 +16,12 @@ This module does not import torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.execution import Execution as Execution
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Input(NamedTuple):
 
 
 class Certifier(ABC, Generic[P]):
-    """Turns inputs into evidence, and evidence into claims.
+    """Turns inputs into evidence.
 
     Args:
         classifier: raw [0, 1] pixels to logits.
@@ -85,14 +87,4 @@ class Certifier(ABC, Generic[P]):
 
         ``inputs`` is consumed lazily, a little ahead of what is yielded. An input that cannot be processed is yielded with
         ``error`` set; an exception ends the method (the host isolates it from the others).
-        """
-
-    @staticmethod
-    @abstractmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """Read the claim out of evidence, without the model and without torch.
-
-        Args:
-            evidence: as ``gather`` yielded it, or as JSON read it back.
-            parameters: ``Parameters`` as plain values, with the confidence (``alpha``) possibly changed by ``rescore``.
         """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -27,4 +26,3 @@ class Execution:
     compile: bool = False
     channels_last: bool | None = None
     sound: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)

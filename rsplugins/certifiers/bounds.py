@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rsplugins.arithmetic import full_precision, spoken
-from rsplugins.certificate import Claim, Evidence, Gathered, Norm
+from rsplugins.certificate import Gathered, Norm
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
@@ -177,21 +177,11 @@ def _check_weights(classifier: Classifier) -> None:
 class Ibp(BoundCertifier):
     """Interval bound propagation. DETERMINISTIC."""
 
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.ibp`."""
-        return claims.ibp(evidence, parameters)
-
 
 class CrownIbp(BoundCertifier):
     """CROWN for the margins, interval bounds in between. DETERMINISTIC."""
 
     method = "crown-ibp"
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.crown_ibp`."""
-        return claims.crown_ibp(evidence, parameters)
 
 
 class Crown(BoundCertifier):
@@ -199,22 +189,12 @@ class Crown(BoundCertifier):
 
     method = "crown"
 
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.crown`."""
-        return claims.crown(evidence, parameters)
-
 
 class AlphaCrown(BoundCertifier):
     """CROWN with slopes optimised for each input. DETERMINISTIC; slow."""
 
     method = "alpha-crown"
     slack_dtype = "float32"
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.alpha_crown`."""
-        return claims.alpha_crown(evidence, parameters)
 
 
 class EtbParameters(BoundParameters):
@@ -257,11 +237,6 @@ class Etb(BoundCertifier):
             self._network, images, eps, clip=self.parameters.clip, specification=specification.to(self._network.dtype)
         )[0]
 
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.etb`."""
-        return claims.etb(evidence, parameters)
-
 
 class SoundEtbParameters(BoundParameters):
     """Parameters of ``sound-etb``.
@@ -283,8 +258,3 @@ class SoundEtb(BoundCertifier):
         """Return sound ETB's operators."""
         named = SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
         return PluginOperators(named, exclude=self.parameters.exclude)
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.sound_etb`."""
-        return claims.sound_etb(evidence, parameters)

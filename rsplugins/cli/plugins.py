@@ -119,23 +119,6 @@ def check_plugin(
     raise typer.Exit(int(bool(failed)))
 
 
-def shortcut(arguments: list[str]) -> bool:
-    """Carry out a plain ``plugins list`` without typer, whose option parsing loads pydantic: half of the 0.5 s it may take.
-
-    Returns:
-        False, with nothing done, for any other command line (help and mistakes too): that is typer's.
-    """
-    if arguments[:2] != ["plugins", "list"]:
-        return False
-    rest = [part for argument in arguments[2:] for part in argument.split("=", 1)]
-    as_json = "--json" in rest
-    rest = [part for part in rest if part != "--json"]
-    if rest and (len(rest) != 2 or rest[0] != "--kind"):
-        return False
-    list_plugins(as_json, rest[1] if rest else None)
-    return True
-
-
 def _row(entry: Entry) -> dict[str, Any]:
     """The fields of one entry as plain JSON values; what its kind does not have is null or empty."""
     descriptor = entry.descriptor

@@ -80,7 +80,7 @@ def show(model: Annotated[str, typer.Argument(help="Id, or folder of a model.")]
 
 
 def fetch(
-    source: Annotated[str, typer.Argument(help="A folder, a zip, an HTTPS address of either, or hf:OWNER/NAME.")],
+    source: Annotated[str, typer.Argument(help="A folder of a model or of several, or hf:OWNER/NAME.")],
     model: Annotated[str, typer.Option("--id", help="Take this model only.")] = "",
     to: Annotated[Path | None, typer.Option(help="Folder of models. Default: $RSPLUGINS_ZOO, else the user's cache.")] = None,
 ) -> None:

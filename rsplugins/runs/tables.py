@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from rsplugins.certificate import CLIPPED, Norm
 from rsplugins.rounding import round_down
@@ -13,7 +12,6 @@ from rsplugins.runs.rows import Row
 from rsplugins.runs.run import Run
 from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
 
-Format = Literal["markdown", "latex"]
 ESTIMATES = "Estimates, not certificates"
 EDITED = "NOT VERIFIED, edited after it was written"
 """What heads the numbers of a run that does not verify, whatever they claim to be."""
@@ -46,10 +44,6 @@ class Table:
             "\\begin{table}\n\\centering\n"
             f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\caption{{{caption}}}\n\\end{{table}}\n"
         )
-
-    def to_text(self, form: Format) -> str:
-        """Return the table in a format by name."""
-        return self.to_latex() if form == "latex" else self.to_markdown()
 
 
 def _escape(text: str) -> str:

@@ -103,13 +103,10 @@ def check_claims(subject: Subject) -> str:
     world, settings = _small(subject), subject.settings(**QUICK)
     indices = [100 + 3 * position for position in range(len(world.images))]
     results = subject.run(world.classifier, world.images, settings, indices=indices)
-    kind = certifier_class(subject.entry)
-    values = prepare(subject.entry, world.classifier, settings, Execution()).parameters.model_dump(mode="json")
     for gathered, claim in results:
         _check_claim(subject, claim)
         require(isinstance(gathered.samples, int) and gathered.samples >= 0, f"samples is {gathered.samples!r}, not a count")
         require(gathered.seconds >= 0, f"seconds is {gathered.seconds!r}")
-        require(kind.claim(gathered.evidence, values) == claim, "the class's claim and the descriptor's claim function differ")
     right = [
         claim
         for (_, claim), label in zip(results, world.classes, strict=True)

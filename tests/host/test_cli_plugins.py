@@ -20,7 +20,7 @@ try:
 finally:
     print(sorted({{name.split(".")[0] for name in sys.modules}} & {heavy}), file=sys.stderr)
 """
-HEAVY = {"torch", "torchvision", "timm", "numpy", "scipy", "pydantic", "sklearn", "matplotlib", "robustbench", "auto_LiRPA"}
+HEAVY = {"torch", "torchvision", "timm", "numpy", "scipy", "sklearn", "matplotlib", "robustbench", "auto_LiRPA"}
 
 
 def _list(*arguments: str) -> str:

@@ -181,8 +181,6 @@ HEAVY = """
         return Claim(1, 0.5, Guarantee.DETERMINISTIC, Norm.L2, None, "rule")
 
     class Method(Certifier):
-        claim = staticmethod(claim)
-
         def gather(self, inputs):
             yield Gathered(0, {{"x": 1}}, 0, 0.0)
             {body}

@@ -41,7 +41,8 @@ def test_slope_is_above_every_secant_and_tight(name):
     ids=str,
 )
 def test_slope_from_the_module_settings(module, slope):
-    assert activations.slope_of_module(module, activations.MODULES[type(module)]) == slope
+    name = activations.MODULES[type(module)]
+    assert activations.SLOPES[name](**{key: getattr(module, key) for key in activations.OPTIONS.get(name, ())}) == slope
     if slope is not None:
         x = torch.linspace(-6, 6, 100_001, dtype=torch.float64)
         assert (module(x).diff().abs() / x.diff()).max().item() <= slope * (1 + 1e-9)

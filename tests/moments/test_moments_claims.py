@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from tensor_radii import as_published_radius, pairwise_radius, union_radius
 
 from rsplugins.certificate import Guarantee
 from rsplugins.errors import ParameterError, RunError
 from rsplugins.moments.claims import RULES, covariance, covariance_guided, estimated_radius, log_failure
 from rsplugins.moments.estimator import evidence_of
 from rsplugins.moments.network import LogitGaussian
-from rsplugins.moments.radius import as_published_radius, pairwise_radius, union_radius
 
 
 def gaussian(seed, classes=10, gap=1.0):
