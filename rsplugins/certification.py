@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rsplugins.certificate import Certificate, Claim, Gathered, Guarantee, Norm
-from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
+from rsplugins.certifier import BatchedInput, Certifier, CertifierParameters, Execution, Input
 from rsplugins.errors import ParameterError, PluginError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, get_host, guard
 
@@ -26,6 +26,7 @@ def certificates_of(
     parameters: Mapping[str, Any],
     execution: Execution,
     *,
+    labels: Sequence[int] | None = None,
     checked: Tensor | None = None,
     progress: bool = False,
 ) -> list[Certificate]:
@@ -38,10 +39,16 @@ def certificates_of(
         method: a certifier's name.
         parameters: the certifier's own.
         execution: how to run the model.
+        labels: the true class of each, for the methods that ask for it.
         checked: all images, where they are in memory: checked before anything is run. Others are checked as they are read.
         progress: show progress on standard error.
     """
     entry = get_host().find("certifier", method)
+    asks = is_labelled(entry)
+    if asks and labels is None:
+        raise UsageError(
+            f"The method {method!r} needs the true classes.", fix=f"Use rsplugins.{method}(classifier, x, labels, ...)."
+        )
     certifier = prepare(entry, classifier, parameters, execution)
     if checked is not None:
         check_inputs(certifier, checked)
@@ -54,10 +61,10 @@ def certificates_of(
     from rsplugins.machine.progress import Silent, for_stream
 
     def read() -> Iterator[tuple[int, Tensor]]:
-        for index, image in images:
+        for position, (index, image) in enumerate(images):
             if checked is None:
                 check_inputs(certifier, image[None])
-            yield index, image
+            yield batched(certifier, index, image, position, labels[position] if asks and labels is not None else None)
 
     shown = for_stream() if progress else Silent()
     certificates: list[Certificate] = []
@@ -70,6 +77,18 @@ def certificates_of(
     if len(certificates) != count:
         raise PluginError(f"The {entry.label} returned {len(certificates)} results for {count} inputs.")
     return certificates
+
+
+def is_labelled(entry: Entry) -> bool:
+    """Return whether a method is told the true class of each input."""
+    return isinstance(entry.descriptor, CertifierDescriptor) and entry.descriptor.labelled
+
+
+def batched(certifier: Certifier[Any], index: int, image: Tensor, position: int, label: int | None = None) -> Input:
+    """Return an input as its certifier takes it: with its batch where results depend on it, and with its label where given."""
+    if certifier.group == 1 and label is None:
+        return Input(index, image)
+    return BatchedInput(index, image, position // certifier.group, label)
 
 
 def check_classifier(classifier: Any) -> None:
@@ -281,7 +300,7 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
     Args:
         entry: the plugin to blame.
         certifier: from :func:`prepare`.
-        images: (index, image) pairs, consumed lazily.
+        images: (index, image) pairs, or inputs from :func:`batched`; consumed lazily.
 
     Raises:
         PluginError: the certifier failed, or returned something else than it was asked for.
@@ -292,9 +311,11 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
     asked: list[int] = []
 
     def inputs() -> Iterator[Input]:
-        for index, image in images:
+        for given in images:
+            index, image = given
             asked.append(index)
-            yield Input(index, arrived(image, device))
+            here = arrived(image, device)
+            yield BatchedInput(index, here, given.batch, given.label) if isinstance(given, BatchedInput) else Input(index, here)
 
     with guard(entry, "while certifying"):
         for position, gathered in enumerate(_undisturbed(certifier.gather(inputs()))):
@@ -325,7 +346,7 @@ def certificate_from(
     if claim is None:
         known = isinstance(descriptor, CertifierDescriptor)
         guarantee = descriptor.guarantee if known else Guarantee.ESTIMATE  # type: ignore[union-attr]
-        norm = descriptor.norms[0] if known else Norm.L2  # type: ignore[union-attr]
+        norm = descriptor.norms[0] if known and descriptor.norms else Norm.L2  # type: ignore[union-attr]
         claim = Claim(None, 0.0, guarantee, norm, None, "")
     return Certificate(
         index=gathered.index,

@@ -15,6 +15,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
@@ -50,6 +51,45 @@ class Input(NamedTuple):
     image: Tensor
 
 
+class BatchedInput(Input):
+    """An input of a certifier whose result depends on which inputs it sees together, or on the true class.
+
+    Attributes:
+        batch: number of the batch that the input belongs to: its position in the selection over the certifier's ``group``.
+        label: the true class, where the descriptor asks for it; otherwise None.
+    """
+
+    batch: int
+    label: int | None
+
+    def __new__(cls, index: int, image: Tensor, batch: int, label: int | None = None) -> BatchedInput:
+        """Make one."""
+        made = super().__new__(cls, index, image)
+        made.batch, made.label = batch, label
+        return made
+
+
+def in_batches(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:
+    """Yield inputs batch by batch: as their ``batch`` says, or ``size`` at a time where they do not say it.
+
+    Example:
+        >>> [[one.index for one in batch] for batch in in_batches([BatchedInput(k, None, k // 2) for k in (0, 1, 3, 4)], 2)]
+        [[0, 1], [3], [4]]
+    """
+    held: list[Input] = []
+    current = 0
+    numbers = itertools.count()
+    for one in inputs:
+        number = getattr(one, "batch", next(numbers) // size)
+        if held and number != current:
+            yield held
+            held = []
+        held.append(one)
+        current = number
+    if held:
+        yield held
+
+
 class Certifier(ABC, Generic[P]):
     """Turns inputs into evidence.
 
@@ -66,6 +106,8 @@ class Certifier(ABC, Generic[P]):
     Parameters: ClassVar[type[CertifierParameters]] = CertifierParameters
     samples_soundly: ClassVar[bool] = False
     """Whether it draws its noise from :func:`rsplugins.sampling.gaussian_noise`, and so knows ``execution.sound``."""
+    group: int = 1
+    """How many inputs, by their positions, its results depend on together; where several, they come as :class:`BatchedInput`."""
 
     def __init__(self, classifier: Classifier, parameters: P, execution: Execution) -> None:
         self.classifier = classifier

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rsplugins.errors import ParameterError
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -26,3 +28,12 @@ class Execution:
     compile: bool = False
     channels_last: bool | None = None
     sound: bool = False
+
+    def refuse_changes(self, method: str) -> None:
+        """Refuse what changes the function, for a method that runs the model as it is.
+
+        Raises:
+            ParameterError: ``dtype`` or ``compile`` is set.
+        """
+        if self.dtype != "float32" or self.compile:
+            raise ParameterError(f"{method!r} runs the model as it is.", fix="Leave dtype and compile out.")

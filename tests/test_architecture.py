@@ -42,8 +42,18 @@ STOREYS = [
 """From the ground up. A module belongs to the longest entry that its name starts with; a room may be missing yet."""
 
 FLOOR = {place: storey for storey, places in enumerate(STOREYS) for place in places}
-TORCH_FREE = ("errors", "certificate", "certifier", "statistics", "host", "builtin", "cli", "zoo")
+TORCH_FREE = ("errors", "certificate", "certifier", "statistics", "host", "builtin", "cli")
 TORCH_FREE += ("machine.files", "machine.progress", "machine.ranks", "models.store", "models.manifest", "models.files")
+TORCH_FREE += (
+    "attacks.claims",
+    "attacks.masking",
+    "zoo.evidence",
+    "zoo.cards",
+    "zoo.verify",
+    "zoo.add",
+    "zoo.publish",
+    "zoo.fetch",
+)
 
 
 def _name(path: Path) -> str:

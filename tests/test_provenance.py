@@ -5,8 +5,7 @@ import subprocess
 from packaging.version import Version
 
 import rsplugins
-from rsplugins.provenance import RELEASE, source_version, version
-from rsplugins.runs.manifest import versions
+from rsplugins.provenance import RELEASE, source_version, version, versions
 
 
 def git(folder, *words):

@@ -150,8 +150,8 @@ def print_runs(runs: Sequence[Run]) -> None:
 def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str], radii: int) -> None:
     from rsplugins.runs.summary import certified_count, summarise
     from rsplugins.runs.tables import (
+        CERTIFIED,
         EDITED,
-        ESTIMATES,
         clean_cell,
         guarantee_label,
         mean_text,
@@ -163,11 +163,13 @@ def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int,
     grid = radius_columns(members)[1:]
     shown = radii or 1
     grid = [grid[len(grid) * k // shown] for k in range(shown)] if len(grid) > shown else grid
-    estimates = title.startswith(ESTIMATES)
-    edited = title.startswith(EDITED)
-    heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
-    style = "bold red" if edited else "bold yellow" if estimates else "bold green"
-    mean = "mean r" if estimates or edited else "ACR"  # an average of estimates is no average certified radius
+    certified, edited = title.startswith(CERTIFIED), title.startswith(EDITED)
+    # The column beside a heading is free: half of a long one goes there.
+    kind, _, rest = title.partition(", ")
+    said, comma, norm = rest.rpartition(", ")
+    heading = (title, "") if certified or edited else (f"{kind}, {norm}" if comma else kind, said or rest)
+    style = "bold red" if edited else "bold green" if certified else "bold yellow"
+    mean = "ACR" if certified else "mean r"  # an average of estimates is no average certified radius
     table.add_row(*heading, *[""] * (4 if radii else 2), mean, *[radius_label(radius, members) for radius in grid], style=style)
     for run in members:
         summary = summarise(run)

@@ -178,7 +178,7 @@ def publish(
 def add(
     source: Annotated[str, typer.Argument(help="What `rsplugins train` wrote; a recipe, for a model without weights; or an id.")],
     evidence: Annotated[
-        list[Path] | None, typer.Option(help="Directory of `rsplugins certify` or `attack` about this model; repeatable.")
+        list[Path] | None, typer.Option(help="Run about this model, of `rsplugins certify` or `attack`; repeatable.")
     ] = None,
     summary: Annotated[str, typer.Option(help="One sentence. Default: the title of the recipe in zoo/recipes.")] = "",
     zoo: Home = None,

@@ -44,6 +44,7 @@ class Request:
         start: first index.
         stop: first index left out.
         stride: every how many.
+        images: how many inputs, spread over the split where ``stride`` does not say otherwise; None for all of them.
         data_root: where data sets lie.
         split: of the data set.
         model_options: for the model source.
@@ -62,7 +63,8 @@ class Request:
     out: Path | None = None
     start: int = 0
     stop: int | None = None
-    stride: int = 1
+    stride: int | None = None
+    images: int | None = None
     data_root: Path | None = None
     split: str = "test"
     model_options: Mapping[str, Any] = field(default_factory=dict)
@@ -277,7 +279,15 @@ def default_directory(request: Request) -> Path:
     """Return ``runs/MODEL-DATA-HASH``: the same request finds its run again, another one gets another directory."""
     chosen = request.execution
     asked = [request.model, request.data, request.methods, dict(request.settings), request.stop_at, request.start, request.stop]
-    asked += [request.stride, request.split, dict(request.model_options), chosen.seed, chosen.dtype, chosen.compile, chosen.sound]
+    asked += [
+        request.stride or 1,
+        request.split,
+        dict(request.model_options),
+        chosen.seed,
+        chosen.dtype,
+        chosen.compile,
+        chosen.sound,
+    ]
     asked += [dict(request.data_options)] if request.data_options else []
     if request.is_default and asked == [None, None, (), {}, (), 0, None, 1, "test", {}, 0, "float32", False, False]:
         return Path("runs/default")
@@ -313,9 +323,10 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
 
 def _select(request: Request, dataset: Dataset) -> list[int]:
     stop = request.stop
-    if stop is None and request.is_default and request.start == 0 and request.stride == 1:
+    if stop is None and request.is_default and request.start == 0 and request.stride in (None, 1):
         stop = min(DEFAULT_INPUTS, len(dataset))
-    return dataset.select(request.start, stop, request.stride)
+    stride = request.stride or (1 if request.images is None else max(1, len(dataset) // request.images))
+    return dataset.select(request.start, stop, stride)[: request.images]
 
 
 @dataclass(frozen=True)

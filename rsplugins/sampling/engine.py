@@ -62,8 +62,7 @@ class Sampler:
         ParameterError: ``dtype`` is coarser than float32, which would round items before their noise.
 
     Example:
-        >>> from rsplugins.machine.device import is_out_of_memory
-    from rsplugins.sampling import Draw, GaussianNoise
+        >>> from rsplugins.sampling import Draw, GaussianNoise
         >>> def program():
         ...     tally = yield Draw(0, 1000)
         ...     return tally.votes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from rsplugins.errors import RunError, UsageError
 from rsplugins.machine.files import whole, write_whole
-from rsplugins.provenance import processor, version
+from rsplugins.provenance import processor
 from rsplugins.training.recipe import Recipe
 
 CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
@@ -86,14 +85,6 @@ def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write training.json, with the processor's name besides."""
     record = {"processor": processor(), **record}
     write_whole(directory / RECORD, json.dumps(record, indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a record names."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "rsplugins": version()}
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
 
 
 def plot_curves(directory: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -23,6 +23,7 @@ from rsplugins.machine.progress import Progress, Silent, for_stream
 from rsplugins.machine.ranks import Ranks
 from rsplugins.models import architectures
 from rsplugins.models.manifest import stored
+from rsplugins.provenance import versions
 from rsplugins.stopping import Stop, note
 from rsplugins.training import files
 from rsplugins.training.engine import Engine
@@ -314,7 +315,7 @@ class Trainer:
             "ranks": self.ranks.world,
             "seed": recipe.seed,
             "recipe_sha256": recipe.sha256(),
-            "versions": files.versions(),
+            "versions": versions(),
             "architecture": {
                 "name": recipe.model.architecture,
                 "arguments": stored(recipe.model.arguments),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextvars
+import inspect
 import itertools
 import random
 import types
@@ -146,7 +147,8 @@ def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _functions(value: Any) -> Iterator[types.FunctionType]:
-    while hasattr(value, "__wrapped__") and not isinstance(value, types.FunctionType):
+    # Asked of what is stored, not of the object: a proxy of torch.fx, which tracing may leave behind, has every attribute.
+    while not isinstance(value, types.FunctionType) and inspect.getattr_static(value, "__wrapped__", None) is not None:
         value = value.__wrapped__
     if isinstance(value, property):
         value = value.fget

@@ -17,7 +17,7 @@ from rsplugins.models import store
 from rsplugins.models.files import check_head, sha256
 from rsplugins.models.manifest import Manifest
 
-_EVIDENCE = (("manifest.json", "records.jsonl"), ("attack.json", "attacked.jsonl"), ("predictions.json",))
+_EVIDENCE = ("manifest.json", "records.jsonl")
 _EXTRA = ("README.md", "curve.png")
 _HUB = re.compile(r"(?:hf:|https://huggingface\.co/)?([\w.-]+/[\w.-]+?)/?")
 
@@ -103,9 +103,7 @@ def check(folder: Path, manifest: Manifest) -> None:
     """
     expected = {weights.file: weights.sha256 for weights in manifest.weights} | {manifest.recipe.file: manifest.recipe.sha256}
     for result in manifest.results:
-        for group in _EVIDENCE:
-            if (folder / "records" / result.records / group[-1]).is_file():
-                expected[f"records/{result.records}/{group[-1]}"] = result.records_sha256
+        expected[f"records/{result.records}/{_EVIDENCE[-1]}"] = result.records_sha256
     for name, wanted in expected.items():
         if (found := sha256(folder / name)) != wanted:
             raise CheckpointError(
@@ -126,12 +124,12 @@ def _copy(read: Read, name: str, folder: Path, source: str) -> None:
 
 
 def _copy_evidence(read: Read, directory: str, folder: Path, source: str) -> None:
-    for group in _EVIDENCE:
-        if read(f"{directory}/{group[0]}") is not None:
-            for name in group:
-                _copy(read, f"{directory}/{name}", folder, source)
-            return
-    raise CheckpointError(f"{source} has no evidence in {directory}.", cause="an incomplete copy.", fix="Get all of its files.")
+    if read(f"{directory}/{_EVIDENCE[0]}") is None:
+        raise CheckpointError(
+            f"{source} has no evidence in {directory}.", cause="an incomplete copy.", fix="Get all of its files."
+        )
+    for name in _EVIDENCE:
+        _copy(read, f"{directory}/{name}", folder, source)
 
 
 def _models(source: str) -> list[tuple[str, Read]]:

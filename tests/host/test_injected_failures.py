@@ -206,7 +206,7 @@ def test_an_exception_while_certifying_is_isolated_and_explained(install, good):
     for text in [
         "certifier 'lab' (lab 1.2) failed while it worked",
         "ArithmeticError: singular",
-        "lab_heavy.py, line 13",
+        "lab_heavy.py, line 11",
         "--upgrade lab",
     ]:
         assert text in message

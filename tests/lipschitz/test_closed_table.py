@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from closed_cases import TARGETS, Probe, cases, schema
-from closed_values import NOT_TAKEN
 
 import rsplugins
 from rsplugins.errors import UsageError
@@ -15,6 +13,8 @@ from rsplugins.lipschitz.dispatch import value_of
 from rsplugins.lipschitz.layers import is_known_module
 from rsplugins.lipschitz.rules import NoBoundError
 from rsplugins.lipschitz.tracing import trace
+from tests.lipschitz.closed_cases import TARGETS, Probe, cases, schema
+from tests.lipschitz.closed_values import NOT_TAKEN
 
 ROUNDING = 1e-5
 """Of the truth: .float() rounds to float32, and PyTorch's gradient of hardsigmoid has a float32 sixth in it."""

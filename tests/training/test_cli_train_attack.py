@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from training_cases import recipe, small_net, table
 from typer.testing import CliRunner
 
 from rsplugins.cli.main import build
@@ -13,6 +12,7 @@ from rsplugins.training import Trainer
 from rsplugins.training.benchmark import measure
 from rsplugins.training.recipe import load_recipe
 from rsplugins.training.time_budget import train_all
+from tests.training.cases import recipe, small_net, table
 
 RECIPE = """
 name = "digits-tiny"
