@@ -18,7 +18,7 @@ STOREYS = [
     ["errors", "provenance", "stopping"],
     ["rounding", "double"],
     ["certificate", "execution", "scaffold"],
-    ["statistics", "checks", "doubts", "compat", "arithmetic", "machine"],
+    ["statistics", "checks", "doubts", "compat", "arithmetic", "machine", "parameters"],
     # what is seen of any module while it runs; knows no certifier
     ["watch"],
     ["classifier"],

@@ -43,9 +43,10 @@ from rsplugins.data import load
 from rsplugins.errors import RspluginsError, UsageError
 from rsplugins.host import get_host
 from rsplugins.machine.progress import Advance, Lines
+from rsplugins.parameters import parse_settings
 from rsplugins.runs.campaign import carry_out_one
 from rsplugins.runs.run import open_run
-from rsplugins.training.recipe import DataSettings, Recipe, load_recipe, parse_overrides
+from rsplugins.training.recipe import DataSettings, Recipe, load_recipe
 from rsplugins.training.trainer import Trainer, TrainingResult
 from rsplugins.zoo.weights import store
 
@@ -187,7 +188,7 @@ class Models:
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; returns 0, or 1 when a model failed."""
     options = _options(arguments)
-    overrides = parse_overrides(options.set)
+    overrides = parse_settings(options.set, "--set")
     recipes = [load_recipe(path, overrides) for path in options.recipes]
     models = Models(options)
     for recipe in recipes:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rsplugins.cli.output import parse_settings, plain_warnings, print_json, say, shown_path
+from rsplugins.cli.output import plain_warnings, print_json, say, shown_path
+from rsplugins.parameters import parse_settings
 
 
 def register(app: typer.Typer) -> None:

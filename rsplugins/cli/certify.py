@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rsplugins.cli.output import parse_settings, plain_warnings, print_json, print_runs, say, shown_path
+from rsplugins.cli.output import plain_warnings, print_json, print_runs, say, shown_path
+from rsplugins.parameters import parse_settings
 
 if TYPE_CHECKING:
     from rsplugins.runs.campaign import Campaign, Request

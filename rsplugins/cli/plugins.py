@@ -101,7 +101,7 @@ def check_plugin(
     """
     import dataclasses
 
-    from rsplugins.cli.output import parse_settings
+    from rsplugins.parameters import parse_settings
     from rsplugins.testing.finding import checks_for
 
     checks = checks_for(kind, name, parse_settings(set_ or (), "--set"), reference=reference, about=about, thorough=thorough)

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsplugins.certification import certifier_class, check_execution, prepare, where
+from rsplugins.certification import certifier_class, check_execution, prepare
 from rsplugins.certifier import Certifier, Execution
 from rsplugins.errors import ParameterError, RspluginsError, UnknownNameError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, Status, get_host
 from rsplugins.machine.files import write_whole
 from rsplugins.machine.progress import Progress
 from rsplugins.machine.ranks import Ranks
+from rsplugins.parameters import where
 from rsplugins.runs.derived import REPORT
 from rsplugins.runs.execute import Shard, execute
 from rsplugins.runs.merge import finish

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,11 +11,11 @@ from torch.nn import functional as F
 from rsplugins.attacks import pgd
 from rsplugins.attacks.inputs import cross_entropy, full
 from rsplugins.errors import ParameterError
+from rsplugins.parameters import Count, Eps, Flag, NonNegative, Positive, Settings, Whole, settings
 from rsplugins.training.hooks import Batch, hookimpl, weighted_cross_entropy, weighted_mean
-from rsplugins.training.schema import Count, Eps, NonNegative, Positive, Settings, Whole
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class AdversarialTraining(Settings):
     """AT (Madry et al., ICLR 2018): the cross-entropy on PGD images.
 
@@ -32,7 +31,7 @@ class AdversarialTraining(Settings):
     eps: Eps
     step_size: Positive | None = None
     steps: Count = 10
-    random_start: bool = True
+    random_start: Flag = True
     ramp: NonNegative = 0.0
 
     @property
@@ -76,7 +75,7 @@ class AdversarialTraining(Settings):
         return weighted_cross_entropy(batch.logits, batch.labels, weights)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class FriendlyAdversarialTraining(AdversarialTraining):
     """FAT (Zhang et al., ICML 2020): PGD that stops tau steps after the first misclassified iterate.
 
@@ -106,7 +105,7 @@ class FriendlyAdversarialTraining(AdversarialTraining):
         return self.attack(batch, stop_after=self.tau_at(batch.epoch))
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Trades(AdversarialTraining):
     """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(p(x) || p(x')), x' maximising the KL.
 
@@ -138,7 +137,7 @@ class Trades(AdversarialTraining):
         return cross_entropy(clean, batch.labels) + self.beta * weighted_mean(kl(clean, perturbed), weights)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Mart(AdversarialTraining):
     """MART (Wang et al., ICLR 2020): boosted cross-entropy plus a KL that weighs misclassified inputs more.
 

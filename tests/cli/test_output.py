@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from rsplugins.cli.output import parse_settings
 from rsplugins.errors import ParameterError
+from rsplugins.parameters import parse_settings
 
 
 def test_values_are_json_where_they_can_be():

@@ -130,13 +130,13 @@ def test_a_signal_ends_an_attack_and_it_resumes(tmp_path, monkeypatch, capsys, n
     words = ("attack", "--model", "zoo:digits-cnn.digits-gaussian025-v2", "--data", "digits", "--eps", "0.1", "--images", "6")
     words = (*words, "--steps", "1", "--autoattack", "none", "--batch-size", "2", "--out", str(tmp_path / "a"), "--device", "cpu")
     with monkeypatch.context() as patch:
-        sends(patch, "rsplugins.data.table.ImageTable.take", number, 2)
+        sends(patch, "rsplugins.runs.record.Writer.append", number, 3)
         code, said = run(monkeypatch, capsys, *words)
     assert code == CODES[number][0]
-    assert f"2 of 6 attacked inputs are kept in {tmp_path / 'a'}; the same command goes on there" in said
+    assert f"attack: 2 of 6 inputs are kept in {tmp_path / 'a'}; the same command goes on there" in said
     code, said = run(monkeypatch, capsys, *words)
     assert code == 0
-    assert "resuming: 2 of 6 inputs are attacked already" in said
+    assert "attack: resuming with input 120: 2 of 6 inputs are there" in said
 
 
 def test_a_command_that_keeps_nothing_says_nothing_of_it(monkeypatch, capsys):

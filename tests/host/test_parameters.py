@@ -8,12 +8,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rsplugins.certification import parse_parameters
 from rsplugins.cli import plugins
 from rsplugins.errors import ParameterError, PluginError, UnknownNameError
 from rsplugins.host import get_host
 from rsplugins.host.entries import guard
 from rsplugins.host.parameters import parameters
+from rsplugins.parameters import parse_parameters
 from rsplugins.training.registry import make_hook
 
 OURS = [entry for entry in get_host().entries() if entry.distribution == "rsplugins" and entry.status == "active"]

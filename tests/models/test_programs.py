@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import rsplugins
-from rsplugins.cli.output import parse_settings
 from rsplugins.errors import CheckpointError, RspluginsWarning, UsageError
 from rsplugins.models.architectures import digits_cnn
+from rsplugins.parameters import parse_settings
 
 X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

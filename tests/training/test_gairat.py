@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rsplugins.attacks import pgd
 from rsplugins.attacks.pgd import Geometry
 from rsplugins.errors import ParameterError
 from rsplugins.training import (
@@ -23,7 +24,6 @@ from rsplugins.training import (
     MailTrades,
     Mart,
     Trades,
-    attacks,
 )
 from tests.training.cases import batch, small_net
 
@@ -78,7 +78,7 @@ def test_burn_in_is_the_plain_method_bit_for_bit():
 def test_adversarial_training_is_the_mean_cross_entropy_on_pgd_images():
     model, (images, labels) = small_net(), batch()
     loss, _ = _run(AdversarialTraining(**ATTACK, random_start=False), images, labels, model)
-    attacked, _ = attacks.pgd(model, images, labels, **ATTACK)
+    attacked, _ = pgd.pgd(model, images, labels, **ATTACK)
     assert torch.allclose(loss, F.cross_entropy(model(attacked), labels))
 
 
@@ -209,12 +209,12 @@ def test_trades_attacks_away_from_the_clean_prediction_of_eval_mode():
     reference = copy.deepcopy(model).eval()
     _, step = _run(Trades(**ATTACK), images, labels, model)
     start = 0.001 * torch.empty_like(images).normal_(generator=torch.Generator().manual_seed(3))
-    goal = attacks.divergence(reference(images))
-    expected, _ = attacks.pgd(reference, images, labels, **ATTACK, start=start, objective=goal)
+    goal = pgd.divergence(reference(images))
+    expected, _ = pgd.pgd(reference, images, labels, **ATTACK, start=start, objective=goal)
     assert torch.equal(step.perturbed, expected)
     # The prediction of training mode would lead elsewhere.
-    other, _ = attacks.pgd(
-        reference, images, labels, **ATTACK, start=start, objective=attacks.divergence(copy.deepcopy(model).train()(images))
+    other, _ = pgd.pgd(
+        reference, images, labels, **ATTACK, start=start, objective=pgd.divergence(copy.deepcopy(model).train()(images))
     )
     assert not torch.equal(other, expected)
 
@@ -240,7 +240,7 @@ def test_gair_trades_shares_each_input_between_two_attacks():
     # TRADES without a start has no gradient at the clean image, so its images are the clean ones: only the second attack moves.
     loss, step = _run(hook, images, labels, model)
     kappa = step.geometry.correct.tolist()
-    second, _ = attacks.pgd(model, images, labels, **ATTACK, objective=attacks.margin(labels))
+    second, _ = pgd.pgd(model, images, labels, **ATTACK, objective=pgd.margin(labels))
     clean, attacked, by_margin = model(images), model(step.perturbed), model(second)
     total = 0.0
     for i in range(8):
@@ -259,8 +259,8 @@ def test_gair_trades_keeps_the_geometry_of_the_first_attack():
     assert first is None
     with torch.no_grad():
         clean = model(images)
-    _, own = attacks.pgd(model, images, labels, **ATTACK, objective=attacks.divergence(clean))
-    _, second = attacks.pgd(model, images, labels, **ATTACK, objective=attacks.margin(labels))
+    _, own = pgd.pgd(model, images, labels, **ATTACK, objective=pgd.divergence(clean))
+    _, second = pgd.pgd(model, images, labels, **ATTACK, objective=pgd.margin(labels))
     assert torch.equal(step.geometry.correct, own.correct)
     assert not torch.equal(second.correct, own.correct)
 
@@ -285,7 +285,7 @@ def test_lambda_schedules():
         ({"schedule": "steps"}, "lambda_steps"),
         ({"lambda_steps": ((3, 1.0),)}, "lambda_steps"),
         ({"scheme": "tan"}, "Did you mean 'tanh'"),
-        ({"kappa": "least"}, "'first', 'correct'"),
+        ({"kappa": "least"}, "'first' or 'correct'"),
     ],
 )
 def test_bad_weights_are_refused(settings, text):

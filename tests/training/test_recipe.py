@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from rsplugins.errors import ParameterError, UnknownNameError, UsageError
+from rsplugins.parameters import parse_settings
 from rsplugins.training import Gairat, Trainer, load_recipe
-from rsplugins.training.recipe import parse_overrides, to_toml
+from rsplugins.training.recipe import to_toml
 from rsplugins.training.registry import make_hook
 
 TEXT = """
@@ -45,11 +46,11 @@ def test_a_recipe_survives_being_written_and_read(tmp_path):
 
 
 def test_overrides_reach_nested_keys(tmp_path):
-    overrides = parse_overrides(["training.epochs=9", "data.name=digits", "seed=3", "schedule.milestones=[4]"])
+    overrides = parse_settings(["training.epochs=9", "data.name=digits", "seed=3", "schedule.milestones=[4]"], "--set")
     recipe = load_recipe(_write(tmp_path / "a.toml", TEXT), overrides)
     assert (recipe.training.epochs, recipe.data.name, recipe.seed, recipe.schedule.milestones) == (9, "digits", 3, (4,))
-    with pytest.raises(UsageError, match="KEY=VALUE"):
-        parse_overrides(["epochs"])
+    with pytest.raises(UsageError, match="key=value"):
+        parse_settings(["epochs"], "--set")
 
 
 @pytest.mark.parametrize(
