@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ CHUNK = 2**24
 """Elements of an intermediate tensor, at most about this many."""
 
 Pair = tuple[int, int]
+Bounds = tuple[Tensor, Tensor]
+Slope = Literal["chord", "pass"]
+"""What an unstable neuron is replaced by: its chord, or a pass-through."""
 
 
 @dataclass(frozen=True)
@@ -282,3 +286,41 @@ def _diagonal(blocks: list[Tensor]) -> Tensor:
 
 def _one_sign(weight: Tensor, sign: int) -> Tensor:
     return weight.clamp(min=0) if sign > 0 else weight.clamp(max=0)
+
+
+def expected_bounds(closing: Layer, opening: Layer, center: Tensor, ball: Ball, preactivation: Bounds) -> Bounds:
+    """Return ETB's bounds of closing(relu(opening(x))) over a ball: unstable neurons count as active. Not sound."""
+    upper = preactivation[1]
+    return _centered(closing, (upper >= 0).to(upper.dtype), opening, center, ball)
+
+
+def sound_bounds(
+    closing: Layer, opening: Layer, center: Tensor, ball: Ball, preactivation: Bounds, slope: Slope = "chord"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return sound bounds of closing(relu(opening(x))) over a ball, up to rounding, and the neurons' slopes and gaps.
+
+    Args:
+        closing: the affine layer after the ReLU.
+        opening: the affine layer before it.
+        center: of the ball.
+        ball: its radius.
+        preactivation: lower and upper bounds of opening(x).
+        slope: what an unstable neuron is replaced by.
+    """
+    lower, upper = preactivation
+    unstable = (lower < 0) & (upper > 0)
+    if slope == "pass":
+        slopes = ((lower >= 0) | unstable).to(upper.dtype)
+    else:
+        # The inner `where` keeps a division by zero out of the gradient.
+        slopes = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(upper.dtype))
+    # relu(z) - s z is largest at one of the ends, whatever s in [0, 1] is: it may be a rounded chord's.
+    gap = torch.where(unstable, torch.maximum(-lower * slopes, (1 - slopes) * upper), 0.0)
+    low, high = _centered(closing, slopes, opening, center, ball)
+    return low + closing.sided(gap, -1), high + closing.sided(gap, 1), slopes, gap
+
+
+def _centered(closing: Layer, slopes: Tensor, opening: Layer, center: Tensor, ball: Ball) -> Bounds:
+    middle = closing.apply(slopes * opening.apply(center))
+    spread = deviation(closing, slopes, opening, ball)
+    return middle - spread, middle + spread

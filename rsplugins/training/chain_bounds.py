@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rsplugins.chain import leaves, stray
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.deviation import Ball, Convolution, Dense, Layer, deviation
+from rsplugins.lirpa.deviation import Ball, Convolution, Dense, Layer, expected_bounds, sound_bounds
 
 Bound = Literal["ibp", "etb", "sound-etb"]
 Blocks = Literal["linear", "mixed", "all"]
@@ -166,7 +166,10 @@ def propagate(
         closes = follows_relu and (bound == "sound-etb" or (bound == "etb" and opened))
         closes = closes and _is_block(layers[position - 1], layer, blocks)
         if closes:
-            low, high = _block(layer, layers[position - 1], inputs[-2], found[-1], sound=bound == "sound-etb")
+            opening, (low, high) = layers[position - 1], inputs[-2]
+            box_of = (low + high) / 2, Ball((high - low) / 2)
+            bounds = sound_bounds if bound == "sound-etb" else expected_bounds
+            low, high = bounds(layer, opening, *box_of, found[-1])[:2]
             # Sound bounds may be intersected; ETB's are what they are.
             after = (torch.maximum(after[0], low), torch.minimum(after[1], high)) if bound == "sound-etb" else (low, high)
         opened = not closes
@@ -179,24 +182,6 @@ def _is_block(opening: Layer, closing: Layer, blocks: Blocks) -> bool:
     if blocks == "all":
         return True
     return isinstance(closing, Dense) and (blocks == "mixed" or isinstance(opening, Dense))
-
-
-def _block(closing: Layer, opening: Layer, box: Interval, preactivation: Interval, *, sound: bool) -> Interval:
-    """Bound closing(relu(opening(x))) over a box: the formulas of ``rsplugins.lirpa.etb``."""
-    (lower, upper), center = preactivation, (box[0] + box[1]) / 2
-    unstable = (lower < 0) & (upper > 0)
-    if sound:
-        # Along its chord; the inner `where` keeps a division by zero out of the gradient.
-        slopes = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(upper.dtype))
-    else:
-        slopes = (upper >= 0).to(upper.dtype)
-    middle = closing.apply(slopes * opening.apply(center))
-    spread = deviation(closing, slopes, opening, Ball((box[1] - box[0]) / 2))
-    low, high = middle - spread, middle + spread
-    if sound:
-        gap = torch.where(unstable, -lower * slopes, 0.0)
-        low, high = low + closing.sided(gap, -1), high + closing.sided(gap, 1)
-    return low, high
 
 
 def _interval(layer: Layer, box: Interval) -> Interval:
