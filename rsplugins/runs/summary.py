@@ -107,7 +107,8 @@ def summarise(run: Run) -> dict[str, Any]:
 def _attacks(rows: Sequence[Row], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the accuracies under each attack of a run of attacks, and what they say of gradient masking."""
     survived = [row.record.evidence.get("survived") for row in rows if not row.failed]
-    if not survived or not all(isinstance(kept, Mapping) for kept in survived):
+    names = [sorted(kept) if isinstance(kept, Mapping) else None for kept in survived]
+    if not names or None in names or any(each != names[0] for each in names):
         return {}
     return {"attacks": asdict(masking.summarise(survived, int(parameters.get("steps", 0))))}  # type: ignore[arg-type]
 
@@ -167,8 +168,7 @@ def score(certificates: Sequence[Certificate], labels: Iterable[int], *, radii: 
             input twice.
 
     Example:
-        >>> from rsplugins.attacks import masking
-    from rsplugins.certificate import Certificate, Guarantee, Norm
+        >>> from rsplugins.certificate import Certificate, Guarantee, Norm
         >>> found = [
         ...     Certificate(k, "ibp", 1, radius, Guarantee.DETERMINISTIC, Norm.LINF, None, 0, 0.0, {})
         ...     for k, radius in enumerate([0.5, 0.25])

@@ -266,7 +266,7 @@ def _warning(pair: Sequence[Run]) -> str:
     if a["norm"] != b["norm"]:
         return f"The norms differ ({a['norm']} and {b['norm']}): the radii are not comparable, so they are not compared."
     if a["certifies"] != b["certifies"]:
-        return "One of the two certifies nothing: its radii are no certificates, and the difference is no gain in certified ones."
+        return "One of the two certifies nothing: its radii are not certificates, and the difference is no certified gain."
     here, there = (set(summary["assumptions"]) for summary in (a, b))
     if (CLIPPED in here) != (CLIPPED in there):
         return f"The radii of one of the two are {CLIPPED}. A larger one there is not a gain over the other."

@@ -127,7 +127,8 @@ def _check_claim(subject: Subject, claim: Claim) -> None:
     require(whole, f"prediction is {claim.prediction!r}; expected an int from 0 to K - 1, or None")
     require(type(claim.radius) is float, f"radius is a {type(claim.radius).__name__}; expected float")
     require(math.isfinite(claim.radius) and claim.radius >= 0, f"radius is {claim.radius!r}")
-    require(claim.norm in descriptor.norms, f"the norm {claim.norm} is not among the descriptor's")
+    bare = claim.guarantee is Guarantee.NONE and claim.radius == 0
+    require(bare or claim.norm in descriptor.norms, f"the norm {claim.norm} is not among the descriptor's")
     require(claim.guarantee is descriptor.guarantee, f"the claim says {claim.guarantee}, the descriptor {descriptor.guarantee}")
     if claim.guarantee is Guarantee.PROBABILISTIC:
         require(claim.alpha is not None and 0 < claim.alpha < 1, f"a probabilistic claim needs its alpha; it is {claim.alpha!r}")

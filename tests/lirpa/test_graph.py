@@ -49,7 +49,7 @@ def test_a_fault_inside_auto_lirpa_is_passed_on_in_its_own_words_and_blames_no_l
         network.bounds(IMAGE, 0.1)
     message = str(raised.value)
     assert f"AssertionError: {shown} (" in message
-    assert "test_lirpa_graph.py, line" in message
+    assert "test_graph.py, line" in message
     assert "in fail" in message
     assert "a fault in auto-LiRPA" in message
     assert "layer '" not in message

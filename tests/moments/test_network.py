@@ -8,10 +8,11 @@ from torch import nn
 
 import rsplugins
 from rsplugins.errors import ParameterError, UsageError
-from rsplugins.moments import Channel, Full, LowRank, MomentNetwork, pairwise_radius, union_radius
+from rsplugins.moments import Channel, Full, LowRank, MomentNetwork
 from rsplugins.moments.activations import Activation
 from rsplugins.moments.operations import Elementwise
 from tests.moments.moment_nets import LINEAR, NETWORKS, SIZE, Identity, make
+from tests.moments.tensor_radii import pairwise_radius, union_radius
 
 REPRESENTATIONS = {"full": Full, "first-order": lambda: Full("first-order"), "low-rank": lambda: LowRank(72)}
 

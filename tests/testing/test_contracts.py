@@ -18,7 +18,12 @@ from rsplugins.testing.falsifier import _verdict
 from rsplugins.testing.soundness import judge
 from rsplugins.testing.subject import Subject
 
-PARAMETERS = {"latent": {"split": "flatten"}, "smooth-reduce": {"about": "own"}, "covariance-guided": {"n_min": 50}}
+PARAMETERS = {
+    "latent": {"split": "flatten"},
+    "smooth-reduce": {"about": "own"},
+    "covariance-guided": {"n_min": 50},
+    "attack": {"eps": 0.05, "autoattack": ()},
+}
 """What a built-in certifier needs besides its defaults: a layer; that it certifies a function of its own; fewer samples."""
 
 QUICK = ("gaussian", "ibp", "alpha-crown")

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from rsplugins.data import Dataset, load, streamed
-from rsplugins.data.streamed import fits, open_table, window
+from rsplugins.data.streamed import fits, window
 from rsplugins.data.table import as_float
 from rsplugins.errors import InputValueError, ParameterError, RunError, UnreadableInputError, UsageError
 from rsplugins.machine.ranks import Ranks
-from rsplugins.training import StreamedTable, Trainer, hookimpl
+from rsplugins.training import StreamedTable, Trainer, hookimpl, splits
 from rsplugins.training.recipe import DataSettings, to_toml
+from rsplugins.training.splits import open_table
 from rsplugins.training.trainer import accuracy
 from tests.training.cases import recipe
 
@@ -206,7 +207,7 @@ def test_what_fits_is_decided_from_one_image(monkeypatch, photos):
     monkeypatch.setattr(streamed, "_free_memory", lambda: 59 * 10**6)
     assert not fits(data)
     assert read == [0, 0, 0]
-    monkeypatch.setattr(streamed, "table_of", lambda *arguments, **more: pytest.fail("all images were read"))
+    monkeypatch.setattr(splits, "table_of", lambda *arguments, **more: pytest.fail("all images were read"))
     assert isinstance(open_table(settings(scale=(0.3, 1.0)).data, "train", photos, windows=True), StreamedTable)
     monkeypatch.setattr(streamed, "LIMIT", 100)
     assert isinstance(open_table(settings().data, "train", photos), StreamedTable)
@@ -258,7 +259,7 @@ def test_each_rank_reads_its_own_share(tmp_path, photos):
     own = run.train.dataset
     run.train.dataset = made(lambda index: read.append(index) or own[index][0], count=12)
     whole = run.order(0).view(3, 4)
-    run.ranks = Ranks(1, 2, 1)
+    run.ranks = Ranks(1, 2)
     list(run.train.batches(run.shares(0)))
     assert read == whole[:, 2:].flatten().tolist()
 

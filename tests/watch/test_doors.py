@@ -71,7 +71,7 @@ def test_a_hook_that_looks_at_values_is_refused(door):
         return output / 2 if output.max() > 1.9 else output
 
     classifier.module.body.register_forward_hook(hook)
-    with pytest.raises(UsageError, match=r"test_watch_doors.py:\d+: return output / 2 if"):
+    with pytest.raises(UsageError, match=r"test_doors.py:\d+: return output / 2 if"):
         doors.DOORS[door](classifier)
 
 

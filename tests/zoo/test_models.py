@@ -158,7 +158,7 @@ def test_a_model_without_weights_says_why(own_zoo):
         ("seed = 0", "sede = 0", r"training\.sede: Extra inputs"),
         ('device = "cpu"\nminutes', "minutes", r"training\.device: Field required"),
         ('metric = "accuracy"', 'metric = "acr"\nguarantee = "deterministic"', "needs norm and certifier"),
-        ('records = "accuracy"', 'records = "../accuracy"', r"results\.0\.records"),
+        ('records = "predict"', 'records = "../predict"', r"results\.0\.records"),
         ('function_sha256 = "', 'function_sha256 = ""\n# ', "need a training section and function_sha256"),
         ('metric = "accuracy"', 'metric = "acr"\nalpha = 0.001', "alpha belongs to a probabilistic result"),
         ("[licences]", 'no_weights = "lost"\n[licences]', "give weights, or say in no_weights"),

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -110,18 +109,24 @@ def test_the_batch_script_trains_measures_and_packs(script, tmp_path, capsys):
 
 def test_at_the_deadline_a_run_ends_and_the_same_call_goes_on(script, tmp_path, monkeypatch, capsys):
     arguments = _recipes(tmp_path, "cnn.digits-one-v1")
-    clock = script.time.monotonic
+    predicted = tmp_path / "out/cnn.digits-one-v1/runs/predict/results.tsv"
 
-    def late(self):
-        self.deadline = clock() - 1 if (tmp_path / "out/cnn.digits-one-v1/runs/predict/results.tsv").exists() else clock() + 999
-        return self.deadline
+    class Late(script._UntilDeadline):
+        """Spends the budget when the predictions are there."""
 
-    monkeypatch.setattr(script._UntilDeadline, "__init__", lambda self, deadline: script.Lines.__init__(self, sys.stderr))
-    monkeypatch.setattr(script._UntilDeadline, "deadline", property(late), raising=False)
+        @property
+        def deadline(self):
+            return -math.inf if predicted.exists() else math.inf
+
+        @deadline.setter
+        def deadline(self, value):
+            """Take no notice."""
+
+    monkeypatch.setattr(script, "_UntilDeadline", Late)
     assert script.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["gaussian"]["inputs"], found["gaussian"]["missing"]) == (1, 3)
-    monkeypatch.setattr(script._UntilDeadline, "deadline", float("inf"))
+    monkeypatch.undo()
     assert script.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["gaussian"]["inputs"], found["gaussian"]["missing"]) == (4, 0)
