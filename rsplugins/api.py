@@ -132,7 +132,8 @@ def certify(
         )
     chosen = _chosen(data, indices)
     pairs = ((index, data[index][0]) for index in chosen)
-    return certificates_of(classifier, pairs, len(chosen), method, parameters, execution, progress=bool(progress))
+    labels = [int(data.labels[index]) for index in chosen]
+    return certificates_of(classifier, pairs, len(chosen), method, parameters, execution, labels=labels, progress=bool(progress))
 
 
 def load_data(reference: str, *, root: str | Path | None = None, split: str = "test", **options: Any) -> Dataset:
@@ -213,14 +214,19 @@ def attack(
         [0.25]
     """
     check_classifier(classifier)
+    from rsplugins.attacks.autoattack import STANDARD, has_autoattack
     from rsplugins.data.conversion import as_images, class_labels
-    from rsplugins.training.robustness import attack_images
 
     images = as_images(x, len(classifier.input_size or ()))
     classifier.check_images(images)
     known = class_labels(labels, len(images), classifier.num_classes)
-    return attack_images(
-        classifier, images, known, {"eps": eps, "steps": steps, "batch_size": batch_size, "seed": seed}, autoattack
+    if autoattack is None:
+        autoattack = STANDARD if has_autoattack() and (classifier.num_classes or 0) >= 4 else ()
+    parameters = {"eps": eps, "steps": steps, "autoattack": tuple(autoattack), "batch": batch_size}
+    pairs = zip(range(len(images)), images, strict=True)
+    execution = check_execution(Execution(seed=seed))
+    return certificates_of(
+        classifier, pairs, len(images), "attack", parameters, execution, labels=[int(one) for one in known], checked=images
     )
 
 
@@ -260,8 +266,8 @@ def _run(
 ) -> Run:
     from rsplugins.certification import prepare
     from rsplugins.host import get_host
+    from rsplugins.machine.progress import Silent, for_stream
     from rsplugins.runs.campaign import carry_out_one
-    from rsplugins.runs.progress import Silent, for_stream
 
     entry = get_host().find("certifier", method)
     certifier = prepare(entry, classifier, parameters, execution)

@@ -48,6 +48,8 @@ class Guarantee(_Text):
     """Holds in expectation or under a model only; never a certificate."""
     EMPIRICAL = "empirical"
     """Survived an attack; never a certificate."""
+    NONE = "none"
+    """Nothing is promised, of no radius: a prediction."""
 
     @property
     def certifies(self) -> bool:
@@ -169,6 +171,8 @@ class Certificate:
             return f"input {self.index}: {self.method} abstains ({self.guarantee})"
         verb = "certified" if self.guarantee.certifies else str(self.guarantee)
         confidence = f", alpha={self.alpha:g}" if self.alpha is not None else ""
+        if self.guarantee is Guarantee.NONE:
+            return f"input {self.index}: class {self.prediction} (no guarantee)"
         if self.radius == 0 and self.guarantee.certifies:
             return f"input {self.index}: class {self.prediction}, no certified {self.norm} radius ({self.guarantee}{confidence})"
         # Rounded down: the usual print would claim more than was proven.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from rsplugins.certificate import Certificate, Claim, Gathered, Guarantee, Norm
-from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
-from rsplugins.errors import ParameterError, PluginError, UsageError, did_you_mean
+from rsplugins.certifier import BatchedInput, Certifier, Execution, Input
+from rsplugins.errors import ParameterError, PluginError, UsageError
 from rsplugins.host import CertifierDescriptor, Entry, get_host, guard
+from rsplugins.parameters import parse_parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +25,7 @@ def certificates_of(
     parameters: Mapping[str, Any],
     execution: Execution,
     *,
+    labels: Sequence[int] | None = None,
     checked: Tensor | None = None,
     progress: bool = False,
 ) -> list[Certificate]:
@@ -38,10 +38,16 @@ def certificates_of(
         method: a certifier's name.
         parameters: the certifier's own.
         execution: how to run the model.
+        labels: the true class of each, for the methods that ask for it.
         checked: all images, where they are in memory: checked before anything is run. Others are checked as they are read.
         progress: show progress on standard error.
     """
     entry = get_host().find("certifier", method)
+    asks = is_labelled(entry)
+    if asks and labels is None:
+        raise UsageError(
+            f"The method {method!r} needs the true classes.", fix=f"Use rsplugins.{method}(classifier, x, labels, ...)."
+        )
     certifier = prepare(entry, classifier, parameters, execution)
     if checked is not None:
         check_inputs(certifier, checked)
@@ -51,13 +57,13 @@ def certificates_of(
     function |= {"sound": execution.sound, **described_function(certifier)}
     if classifier.num_classes is not None:
         function["num_classes"] = classifier.num_classes
-    from rsplugins.runs.progress import Silent, for_stream
+    from rsplugins.machine.progress import Silent, for_stream
 
     def read() -> Iterator[tuple[int, Tensor]]:
-        for index, image in images:
+        for position, (index, image) in enumerate(images):
             if checked is None:
                 check_inputs(certifier, image[None])
-            yield index, image
+            yield batched(certifier, index, image, position, labels[position] if asks and labels is not None else None)
 
     shown = for_stream() if progress else Silent()
     certificates: list[Certificate] = []
@@ -70,6 +76,18 @@ def certificates_of(
     if len(certificates) != count:
         raise PluginError(f"The {entry.label} returned {len(certificates)} results for {count} inputs.")
     return certificates
+
+
+def is_labelled(entry: Entry) -> bool:
+    """Return whether a method is told the true class of each input."""
+    return isinstance(entry.descriptor, CertifierDescriptor) and entry.descriptor.labelled
+
+
+def batched(certifier: Certifier[Any], index: int, image: Tensor, position: int, label: int | None = None) -> Input:
+    """Return an input as its certifier takes it: with its batch where results depend on it, and with its label where given."""
+    if certifier.group == 1 and label is None:
+        return Input(index, image)
+    return BatchedInput(index, image, position // certifier.group, label)
 
 
 def check_classifier(classifier: Any) -> None:
@@ -124,21 +142,6 @@ def check_execution(execution: Execution) -> Execution:
     return execution
 
 
-_LABELS = "Leave it out: no certificate depends on it. rsplugins.score(certificates, labels) then says which are right."
-_ELSEWHERE = {
-    **dict.fromkeys(("labels", "label", "y", "targets"), _LABELS),
-    "device": "Move the model, which the images follow: classifier.to(device).",
-    "dtype": "How the model is run is no parameter of a method: --dtype, or rsplugins.certify(dtype=...). What bounds are "
-    "computed in is called precision.",
-}
-"""What is looked for among a certifier's parameters and lies elsewhere."""
-
-
-def where(name: str) -> str:
-    """Return where something lies that is looked for among a certifier's parameters; empty when nobody knows."""
-    return _ELSEWHERE.get(name, "")
-
-
 def check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
     """Return the inputs' indices, 0 .. count - 1 by default, checked.
 
@@ -153,61 +156,6 @@ def check_indices(indices: Sequence[int] | None, count: int) -> list[int]:
     if len(set(order)) != count or min(order, default=0) < 0:
         raise ParameterError("indices must be different from each other, and not negative: noise depends on the index.")
     return order
-
-
-def parse_parameters(model: type[CertifierParameters], values: Mapping[str, Any], method: str) -> CertifierParameters:
-    """Validate a certifier's parameters.
-
-    Raises:
-        ParameterError: naming the parameter, the value given, and what is allowed; with a did-you-mean for a wrong name.
-
-    Example:
-        >>> class Parameters(CertifierParameters):
-        ...     sigma: float = 0.25
-        >>> parse_parameters(Parameters, {"sgima": 1.0}, "gaussian")
-        Traceback (most recent call last):
-        ...
-        rsplugins.errors.ParameterError: The certifier 'gaussian' has no parameter 'sgima'. Did you mean 'sigma'?
-          next step: Use one of: sigma; `rsplugins plugins show gaussian` says more.
-    """
-    try:
-        return model(**values)
-    except ValidationError as error:
-        raise _parameter_error(error, model, method) from None
-
-
-def _parameter_error(error: ValidationError, model: type[CertifierParameters], method: str) -> ParameterError:
-    known = list(model.model_fields)
-    problems = error.errors()
-    unknown = next((problem for problem in problems if problem["type"] == "extra_forbidden"), None)
-    if unknown is not None:
-        name = str(unknown["loc"][0])
-        if name in _ELSEWHERE:
-            return ParameterError(f"The certifier {method!r} has no parameter {name!r}.", fix=_ELSEWHERE[name])
-        return ParameterError(
-            f"The certifier {method!r} has no parameter {name!r}.{did_you_mean(name, known)}",
-            fix=f"Use one of: {', '.join(known)}; `rsplugins plugins show {method}` says more."
-            if known
-            else "It takes no parameters.",
-        )
-    lines = []
-    for problem in problems:
-        name = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        if problem["type"] == "missing":
-            lines.append(f"{name} is missing")
-        elif name:
-            lines.append(f"{name} is {problem['input']!r}; allowed: {message}{_on_255(name, problem)}")
-        else:
-            lines.append(message)
-    return ParameterError(f"The certifier {method!r} cannot run with these parameters: {'; '.join(lines)}.")
-
-
-def _on_255(name: str, problem: Any) -> str:
-    """Return what to give in place of a value on the scale of pixels from 0 to 255."""
-    if name not in ("sigma", "eps") or problem["type"] != "less_than_equal":
-        return ""
-    return f", on the scale of [0, 1] pixels; did you mean {problem['input']}/255 = {float(problem['input']) / 255:.4g}?"
 
 
 def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any], execution: Execution) -> Certifier[Any]:
@@ -281,7 +229,7 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
     Args:
         entry: the plugin to blame.
         certifier: from :func:`prepare`.
-        images: (index, image) pairs, consumed lazily.
+        images: (index, image) pairs, or inputs from :func:`batched`; consumed lazily.
 
     Raises:
         PluginError: the certifier failed, or returned something else than it was asked for.
@@ -292,9 +240,11 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
     asked: list[int] = []
 
     def inputs() -> Iterator[Input]:
-        for index, image in images:
+        for given in images:
+            index, image = given
             asked.append(index)
-            yield Input(index, arrived(image, device))
+            here = arrived(image, device)
+            yield BatchedInput(index, here, given.batch, given.label) if isinstance(given, BatchedInput) else Input(index, here)
 
     with guard(entry, "while certifying"):
         for position, gathered in enumerate(_undisturbed(certifier.gather(inputs()))):
@@ -325,7 +275,7 @@ def certificate_from(
     if claim is None:
         known = isinstance(descriptor, CertifierDescriptor)
         guarantee = descriptor.guarantee if known else Guarantee.ESTIMATE  # type: ignore[union-attr]
-        norm = descriptor.norms[0] if known else Norm.L2  # type: ignore[union-attr]
+        norm = descriptor.norms[0] if known and descriptor.norms else Norm.L2  # type: ignore[union-attr]
         claim = Claim(None, 0.0, guarantee, norm, None, "")
     return Certificate(
         index=gathered.index,

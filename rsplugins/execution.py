@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from rsplugins.errors import ParameterError
 
 
 @dataclass(frozen=True)
@@ -27,4 +28,12 @@ class Execution:
     compile: bool = False
     channels_last: bool | None = None
     sound: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse_changes(self, method: str) -> None:
+        """Refuse what changes the function, for a method that runs the model as it is.
+
+        Raises:
+            ParameterError: ``dtype`` or ``compile`` is set.
+        """
+        if self.dtype != "float32" or self.compile:
+            raise ParameterError(f"{method!r} runs the model as it is.", fix="Leave dtype and compile out.")

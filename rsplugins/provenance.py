@@ -20,6 +20,7 @@ from pathlib import Path
 
 RELEASE = "0.1.0"
 NOT_RECORDED = "not recorded"
+_DISTRIBUTIONS = ("torch", "torchvision", "numpy", "scipy", "timm", "auto-LiRPA", "robustbench")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -86,3 +87,16 @@ def processor() -> str:
         lines = []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return named or platform.processor() or platform.machine() or NOT_RECORDED
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed distributions that a result can depend on, without importing them."""
+    import importlib.metadata
+
+    found = {"python": platform.python_version(), "rsplugins": version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -17,6 +17,7 @@ import torch
 import rsplugins
 from rsplugins.host import get_host
 from rsplugins.host.hookspecs import RETURNS
+from rsplugins.parameters import parse_settings, plain
 from rsplugins.training import ImageTable, Trainer
 from rsplugins.training.hooks import TrainingHookSpecs
 from rsplugins.training.recipe import (
@@ -27,9 +28,7 @@ from rsplugins.training.recipe import (
     ScheduleSettings,
     TrainingSettings,
     load_recipe,
-    parse_overrides,
 )
-from rsplugins.training.schema import plain
 
 DOCS = Path(__file__).parents[1] / "docs"
 HOOKS = (DOCS / "hooks.md").read_text()
@@ -86,17 +85,18 @@ def test_every_training_hook_has_a_section_and_its_recipe_keys(name):
     for field in fields:
         has_value = field.default is not dataclasses.MISSING and field.default is not None
         expected = {field.name: plain(field.default)} if has_value else {}
-        assert parse_overrides([f"{field.name}={written[field.name]}"] if written[field.name] else []) == expected
+        assert parse_settings([f"{field.name}={written[field.name]}"] if written[field.name] else [], "--set") == expected
 
 
 TABLES = [DataSettings, EvaluationSettings, ModelSettings, OptimizerSettings, ScheduleSettings, TrainingSettings]
 
 
-@pytest.mark.parametrize("settings", TABLES, ids=[settings.WHERE for settings in TABLES])
+@pytest.mark.parametrize("settings", TABLES)
 def test_the_page_of_recipes_has_every_key_with_its_default(settings):
+    name = f"[{settings.__name__.removesuffix('Settings').lower()}]"
     page = (DOCS / "recipes.md").read_text()
-    part = re.search(rf"^### `{re.escape(settings.WHERE)}`\n(.*?)(?=^#|\Z)", page, re.M | re.S)
-    assert part, f"docs/recipes.md has no table {settings.WHERE}"
+    part = re.search(rf"^### `{re.escape(name)}`\n(.*?)(?=^#|\Z)", page, re.M | re.S)
+    assert part, f"docs/recipes.md has no table {name}"
     written = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", part[1], re.M))
     fields = dataclasses.fields(settings)
     assert list(written) == [field.name for field in fields]
@@ -107,7 +107,7 @@ def test_the_page_of_recipes_has_every_key_with_its_default(settings):
         elif default is None:
             assert not written[field.name].strip()
         else:
-            assert parse_overrides([f"{field.name}={written[field.name].strip('`')}"]) == {field.name: plain(default)}
+            assert parse_settings([f"{field.name}={written[field.name].strip('`')}"], "--set") == {field.name: plain(default)}
 
 
 def test_the_recipe_on_the_page_trains_a_step(tmp_path):
@@ -121,7 +121,7 @@ def test_the_recipe_on_the_page_trains_a_step(tmp_path):
 
 
 def test_every_test_that_the_page_of_training_methods_names_exists():
-    tests = "".join(path.read_text() for path in (DOCS.parent / "tests" / "training").glob("*.py"))
+    tests = "".join(path.read_text() for path in (DOCS.parent / "tests").rglob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", METHODS))
     assert len(named) > 30
     assert [name for name in named if f"def {name}(" not in tests] == []

@@ -15,7 +15,7 @@ from rsplugins.errors import InputValueError, UsageError
 from rsplugins.host import get_host
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pretended_mps import OnMps, pretended, to_mps
+from tests.pretended_mps import OnMps, pretended, to_mps
 
 IMAGES = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 

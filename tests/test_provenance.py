@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import subprocess
+from pathlib import Path
 
 from packaging.version import Version
 
 import rsplugins
-from rsplugins.provenance import RELEASE, source_version, version
-from rsplugins.runs.manifest import versions
+from rsplugins.provenance import RELEASE, source_version, version, versions
 
 
 def git(folder, *words):
@@ -41,3 +42,11 @@ def test_there_is_one_value():
 
     assert rsplugins.__version__ == version() == versions()["rsplugins"]
     assert get_host().find("certifier", "gaussian").version == version()
+
+
+def test_the_newest_release_in_the_changelog_is_the_one_that_the_version_names():
+    text = (Path(__file__).parents[1] / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.M)
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == RELEASE
+    assert all(date for _, date in headings[1:])

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rsplugins.zoo.manifest import Manifest, read
+from rsplugins.models.manifest import Manifest, read
 
 Column = tuple[str, Callable[[Manifest], str]]
 

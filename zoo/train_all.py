@@ -1,12 +1,13 @@
-"""Train, evaluate and pack several models inside one time budget, on a machine with torch and little else.
+"""Train and measure several models inside one time budget.
 
     python zoo/train_all.py zoo/recipes/*.cifar10-jpeg-*.toml --out OUT --time-budget 9 --data-root data
 
-Each model gets OUT/NAME/ with weights, recipe, curves and the records behind every number, where `rsplugins zoo add OUT/NAME`
-makes the zoo's folder of it. Checkpoints stay in OUT/.runs. Nothing has to be installed: the checkout's own package is used
-where there is no other, and only recipes with an orthogonal encoder need a package beside it (orthogonium). All models are
-trained first, in the order given, and stored as soon as they are; then all are measured, in the time that is left. A model that
-fails, in whatever way, does not keep the others from their turn. The same command goes on where it stopped.
+Each model gets OUT/NAME/ with weights, recipe, curves and runs/, one run a method behind its numbers, where `rsplugins zoo add
+OUT/NAME` makes the zoo's folder of it. Checkpoints stay in OUT/.runs. Nothing has to be installed but the dependencies: the
+checkout's own package is used where there is no other, and only recipes with an orthogonal encoder need a package beside it
+(orthogonium). All models are trained first, in the order given, and stored as soon as they are; then all are measured, in the
+time that is left. A model that fails, in whatever way, does not keep the others from their turn. The same command goes on where
+it stopped.
 
 Where few and small files come back from the machine, bring one archive in parts, and give an upper limit from outside:
 
@@ -25,6 +26,8 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,19 @@ import torch
 if importlib.util.find_spec("rsplugins") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rsplugins.certification import prepare
+from rsplugins.certifier import Execution
 from rsplugins.classifier import Classifier
-from rsplugins.errors import RspluginsError
-from rsplugins.training.packing import measure, store
-from rsplugins.training.recipe import DataSettings, Recipe, load_recipe, parse_overrides
+from rsplugins.data import load
+from rsplugins.errors import RspluginsError, UsageError
+from rsplugins.host import get_host
+from rsplugins.machine.progress import Advance, Lines
+from rsplugins.parameters import parse_settings
+from rsplugins.runs.campaign import carry_out_one
+from rsplugins.runs.run import open_run
+from rsplugins.training.recipe import DataSettings, Recipe, load_recipe
 from rsplugins.training.trainer import Trainer, TrainingResult
+from rsplugins.zoo.weights import store
 
 
 def _say(text: str) -> None:
@@ -57,6 +68,36 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--set", action="append", default=[], help="TABLE.KEY=VALUE for every recipe")
     return parser.parse_args(arguments)
+
+
+class _UntilDeadline(Lines):
+    """Shows progress, and ends a run at the first record after a deadline; what was recorded is kept."""
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__(sys.stderr, every=30.0)
+        self.deadline = deadline
+
+    @contextmanager
+    def task(self, title: str, total: int, done: int = 0, unit: str = "inputs") -> Iterator[Advance]:
+        """Start a task."""
+        with super().task(title, total, done, unit) as advance:
+
+            def checked() -> None:
+                advance()
+                if time.monotonic() >= self.deadline:
+                    raise TimeoutError
+
+            yield checked
+
+
+def wanted(recipe: Recipe, inputs: int) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yield method, parameters and stride of what a recipe's [evaluation] asks for; predictions always."""
+    asked = recipe.evaluation
+    yield "predict", {}, 1
+    if asked.sigma is not None:
+        yield "gaussian", {"sigma": asked.sigma, "n": asked.n}, asked.stride
+    if asked.eps is not None:
+        yield "attack", {"eps": asked.eps}, max(1, inputs // asked.images)
 
 
 class Models:
@@ -100,14 +141,38 @@ class Models:
     def measure(self) -> None:
         """Measure what was trained, and print a line for each model."""
         for result, trainer, classifier in self._trained:
-            recipe, folder = trainer.recipe, self.options.out / trainer.recipe.name
-            about: dict[str, Any] = {"deadline": self.deadline, "dtype": self.options.dtype, "say": _say}
+            recipe, found = trainer.recipe, {}
             try:
-                found = measure(classifier, recipe, trainer.test, folder, **about)
+                for method, parameters, stride in wanted(recipe, len(trainer.test)):
+                    found[method] = self._run(classifier, trainer, method, parameters, stride)
             except Exception as error:  # its weights are stored; what was measured before is kept
                 self._fails(recipe, "in measuring", error)
                 continue
             sys.stdout.write(json.dumps({"name": recipe.name, "minutes": result.record["minutes"], **found}) + "\n")
+
+    def _run(
+        self, classifier: Classifier, trainer: Trainer, method: str, parameters: dict[str, Any], stride: int
+    ) -> dict[str, Any]:
+        recipe, options = trainer.recipe, self.options
+        data = recipe.data
+        dataset = load(data.name, root=options.data_root, split=data.test, input_size=data.input_size)
+        entry, dtype = get_host().find("certifier", method), options.dtype if method == "gaussian" else "float32"
+        directory = options.out / recipe.name / "runs" / method
+        classifier.to(trainer.device)
+        try:
+            certifier = prepare(entry, classifier, parameters, Execution(dtype=dtype))
+        except UsageError as error:
+            if not parameters.get("autoattack", True):
+                raise
+            _say(f"{recipe.name}: attacked without AutoAttack: {error}")
+            return self._run(classifier, trainer, method, {**parameters, "autoattack": ()}, stride)
+        indices, shown = range(0, len(dataset), stride), _UntilDeadline(self.deadline)
+        try:
+            run = carry_out_one(entry, certifier, dataset, indices, directory, data=data.name, progress=shown)
+        except TimeoutError:
+            run = open_run(directory)
+        summary = run.summary()
+        return {key: summary[key] for key in ("inputs", "missing", "accuracy", "acr", "attacks") if key in summary}
 
     def _fails(self, recipe: Recipe, when: str, error: Exception) -> None:
         """Say that a model failed: with a traceback where the error does not say itself what to do."""
@@ -123,7 +188,7 @@ class Models:
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; returns 0, or 1 when a model failed."""
     options = _options(arguments)
-    overrides = parse_overrides(options.set)
+    overrides = parse_settings(options.set, "--set")
     recipes = [load_recipe(path, overrides) for path in options.recipes]
     models = Models(options)
     for recipe in recipes:

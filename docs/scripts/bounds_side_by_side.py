@@ -21,7 +21,7 @@ import rsplugins
 import rsplugins.data
 from rsplugins.lirpa.etb import ETB, PASS_THROUGH, SOUND_ETB
 from rsplugins.lirpa.network import BoundNetwork
-from rsplugins.lirpa.whole import whole_network_bounds
+from rsplugins.lirpa.whole_network import whole_network_bounds
 
 METHODS = {
     "IBP": (None, "ibp"),

@@ -16,11 +16,11 @@ import rsplugins.data
 from rsplugins.certification import prepare
 from rsplugins.certifier import Execution
 from rsplugins.host import get_host
+from rsplugins.machine.progress import for_stream
+from rsplugins.models.store import DEFAULT_MODEL
 from rsplugins.runs.execute import execute
-from rsplugins.runs.progress import for_stream
 from rsplugins.runs.rows import Row
 from rsplugins.runs.summary import average_radius, certified_count
-from rsplugins.zoo import DEFAULT_MODEL
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default=f"zoo:{DEFAULT_MODEL}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from rsplugins.arithmetic import full_precision, spoken
-from rsplugins.certificate import Claim, Evidence, Gathered, Norm
+from rsplugins.certificate import Gathered, Norm
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
@@ -21,7 +21,8 @@ from rsplugins.lirpa.bridge import Operators
 from rsplugins.lirpa.graph import check_module
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
-from rsplugins.lirpa.search import Margins, Search, is_out_of_memory
+from rsplugins.lirpa.search import Margins, Search
+from rsplugins.machine.device import is_out_of_memory
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -176,21 +177,11 @@ def _check_weights(classifier: Classifier) -> None:
 class Ibp(BoundCertifier):
     """Interval bound propagation. DETERMINISTIC."""
 
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.ibp`."""
-        return claims.ibp(evidence, parameters)
-
 
 class CrownIbp(BoundCertifier):
     """CROWN for the margins, interval bounds in between. DETERMINISTIC."""
 
     method = "crown-ibp"
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.crown_ibp`."""
-        return claims.crown_ibp(evidence, parameters)
 
 
 class Crown(BoundCertifier):
@@ -198,22 +189,12 @@ class Crown(BoundCertifier):
 
     method = "crown"
 
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.crown`."""
-        return claims.crown(evidence, parameters)
-
 
 class AlphaCrown(BoundCertifier):
     """CROWN with slopes optimised for each input. DETERMINISTIC; slow."""
 
     method = "alpha-crown"
     slack_dtype = "float32"
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.alpha_crown`."""
-        return claims.alpha_crown(evidence, parameters)
 
 
 class EtbParameters(BoundParameters):
@@ -249,17 +230,12 @@ class Etb(BoundCertifier):
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
         if self.parameters.variant == "blocks":
             return super()._margins(images, eps, specification)
-        from rsplugins.lirpa.whole import whole_network_bounds
+        from rsplugins.lirpa.whole_network import whole_network_bounds
 
         assert self._network is not None  # as in the base class
         return whole_network_bounds(
             self._network, images, eps, clip=self.parameters.clip, specification=specification.to(self._network.dtype)
         )[0]
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.etb`."""
-        return claims.etb(evidence, parameters)
 
 
 class SoundEtbParameters(BoundParameters):
@@ -282,8 +258,3 @@ class SoundEtb(BoundCertifier):
         """Return sound ETB's operators."""
         named = SOUND_ETB if self.parameters.slope == "chord" else PASS_THROUGH
         return PluginOperators(named, exclude=self.parameters.exclude)
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lirpa.claims.sound_etb`."""
-        return claims.sound_etb(evidence, parameters)

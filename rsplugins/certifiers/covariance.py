@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import Field
 
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.certifier import Certifier, Execution, Input
 from rsplugins.classifier import Classifier
-from rsplugins.moments import claims
 from rsplugins.moments.estimator import Estimator, MomentParameters
 from rsplugins.moments.plugins import plugin_rules
 
@@ -55,8 +54,3 @@ class Covariance(Certifier[CovarianceParameters]):
         """Return what, besides the classifier, makes up the estimate, as JSON values."""
         said = {"dtype": "float64", "arithmetic": "float64, full precision", "representation": self.estimator.representation}
         return {**said, "rules": self.estimator.rules}
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.moments.claims.covariance`."""
-        return claims.covariance(evidence, parameters)

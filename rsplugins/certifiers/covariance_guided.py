@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.certifier import Certifier, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.moments import claims
 from rsplugins.moments.estimator import Estimate, Estimator, MomentParameters
-from rsplugins.moments.planning import samples_needed
 from rsplugins.moments.plugins import plugin_rules
+from rsplugins.moments.sample_plan import samples_needed
 from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler
 from rsplugins.statistics import check_budget
 
@@ -84,8 +84,3 @@ class CovarianceGuided(Certifier[CovarianceGuidedParameters]):
         n = samples_needed(failure, sigma=p.sigma, alpha=p.alpha, n=p.n, n_min=p.n_min, tolerance=p.tolerance)
         tally = yield Draw(0, n)
         return {"class": found.evidence["kept"][0], "n": n, "failure": max(failure, -1e12), "estimation": tally.votes()}
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.moments.claims.covariance_guided`."""
-        return claims.covariance_guided(evidence, parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +10,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rsplugins import doubts
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.certifier import LARGEST_SIGMA, Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.sampling import Draw, Program, Sampler, gaussian_noise, grid_evidence
-from rsplugins.statistics import bonferroni, check_budget, claims, decide_all, looks
+from rsplugins.statistics import bonferroni, check_budget, decide_all, looks
 
 _KEPT_CLASSES = 5
 
@@ -99,11 +99,6 @@ class Gaussian(Certifier[GaussianParameters]):
         estimation = {str(label): int(counts[label]) for label in np.flatnonzero(counts)}
         return {"selection": selection.votes(), "estimation": estimation, **grid_evidence(self.execution, elements)}
 
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.statistics.claims.gaussian`."""
-        return claims.gaussian(evidence, parameters)
-
 
 class GaussianSoft(Certifier[GaussianSoftParameters]):
     """Certified l2 radii from mean class probabilities under Gaussian noise.
@@ -165,8 +160,3 @@ class GaussianSoft(Certifier[GaussianSoftParameters]):
             "estimation": {"n": estimation.total, "sums": table(estimation.sums), "squares": table(estimation.squares)},
             **grid_evidence(self.execution, elements),
         }
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.statistics.claims.gaussian_soft`."""
-        return claims.gaussian_soft(evidence, parameters)

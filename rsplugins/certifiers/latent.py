@@ -16,11 +16,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rsplugins.arithmetic import full_precision, spoken
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ImpossibleBudgetError, ParameterError
-from rsplugins.lipschitz import claims
 from rsplugins.lipschitz.analysis import Analysis, analyse
 from rsplugins.lipschitz.local import local_constants, run_recording
 from rsplugins.lipschitz.margins import MarginBounds, usable_constant
@@ -158,11 +157,6 @@ class Latent(Certifier[LatentParameters]):
         selection = yield Draw(0, p.n0)
         estimation = yield Draw(p.n0, p.n0 + p.n)
         return {"selection": selection.votes(), "estimation": estimation.votes(), **extra}
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lipschitz.claims.latent`."""
-        return claims.latent(evidence, parameters)
 
 
 def _margins(analysis: Analysis) -> MarginBounds | None:

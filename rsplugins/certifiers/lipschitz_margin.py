@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 
 from rsplugins.arithmetic import full_precision, spoken
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
 from rsplugins.classifier import Classifier
 from rsplugins.double import bring, brought
 from rsplugins.errors import ParameterError
-from rsplugins.lipschitz import claims
 from rsplugins.lipschitz.analysis import analyse, private_copy
 from rsplugins.lipschitz.margins import MarginBounds
 
@@ -81,8 +80,3 @@ class LipschitzMargin(Certifier[LipschitzMarginParameters]):
     def describe(self) -> dict[str, Any]:
         """Return the bound of the network, and in which arithmetic logits are computed, as JSON values."""
         return {"lipschitz": self.bounds.constant, "arithmetic": spoken(self.classifier.device, torch.float64)}
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.lipschitz.claims.lipschitz_margin`."""
-        return claims.lipschitz_margin(evidence, parameters)

@@ -7,7 +7,7 @@ Source: Joshi, Pham, Cho, Boytsov, Condessa, Kolter, Hegde, "Smooth-Reduce: Leve
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from rsplugins import doubts
-from rsplugins.certificate import Claim, Evidence, Gathered
+from rsplugins.certificate import Gathered
 from rsplugins.certifier import LARGEST_SIGMA, Certifier, CertifierParameters, Execution, Input
 from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.reduction import claims
@@ -228,11 +228,6 @@ class SmoothReduce(Certifier[SmoothReduceParameters]):
     def _alpha(self) -> float:
         every_class = self.parameters.noise == "soft" and claims.runner_up(self._values) == "bounded"
         return bonferroni(self.parameters.alpha, classes=(self.classifier.num_classes or 1) if every_class else 1)
-
-    @staticmethod
-    def claim(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
-        """See :func:`rsplugins.reduction.claims.smooth_reduce`."""
-        return claims.smooth_reduce(evidence, parameters)
 
 
 def _fail() -> Program:

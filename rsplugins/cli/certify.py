@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rsplugins.cli.output import parse_settings, plain_warnings, print_json, print_runs, say, shown_path
+from rsplugins.cli.output import plain_warnings, print_json, print_runs, say, shown_path
+from rsplugins.parameters import parse_settings
 
 if TYPE_CHECKING:
     from rsplugins.runs.campaign import Campaign, Request
@@ -69,9 +70,9 @@ def certify(
     interrupted. Exit codes: 0 done, 1 a method or an input failed, 2 wrong use, 130 the interrupt key, 143 SIGTERM.
     """
     from rsplugins.certifier import Execution
+    from rsplugins.machine.progress import for_stream
     from rsplugins.runs.campaign import Request, carry_out
     from rsplugins.runs.execute import parse_shard
-    from rsplugins.runs.progress import for_stream
 
     plain_warnings()
     size: Any = int(batch_size) if batch_size.isdigit() else batch_size

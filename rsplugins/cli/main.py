@@ -23,8 +23,12 @@ COMMANDS = ("certify", "runs", "plugins", "new", "bench", "doctor", "train", "at
 """Modules of this package, each with ``register(app)``; they import heavy modules only inside their functions."""
 
 
-def build() -> typer.Typer:
-    """Return the application with every command registered."""
+def build(first: str = "") -> typer.Typer:
+    """Return the application with every command registered.
+
+    Args:
+        first: the first word of a command line: where a module of that name has it, the others are not imported.
+    """
     app = typer.Typer(
         name="rsplugins",
         help="Certify a pretrained classifier with any installed method, and know exactly what is guaranteed.",
@@ -40,7 +44,7 @@ def build() -> typer.Typer:
     ) -> None:
         """Certify a pretrained classifier with any installed method, and know exactly what is guaranteed."""
 
-    for name in COMMANDS:
+    for name in [first] if first in COMMANDS else COMMANDS:
         importlib.import_module(f"rsplugins.cli.{name}").register(app)
     return app
 
@@ -55,12 +59,9 @@ def _version(wanted: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    from rsplugins.cli import plugins
-
     try:
         with terminable():
-            if not plugins.shortcut(sys.argv[1:]):
-                build()()
+            build(sys.argv[1] if len(sys.argv) > 1 else "")()
     except RspluginsError as error:
         print(f"rsplugins: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
-
-from rsplugins.errors import ParameterError
 
 if TYPE_CHECKING:
     from rsplugins.runs.run import Run
@@ -54,69 +51,6 @@ def plain_warnings() -> None:
     warnings.simplefilter("always", RspluginsWarning)
 
 
-def parse_settings(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """Read ``key=value`` texts; a value is JSON where it can be, a fraction, or numbers with commas, else the text itself.
-
-    Raises:
-        ParameterError: there is no ``=``, or a key comes twice.
-
-    Example:
-        >>> parse_settings(["sigma=0.25", "gaussian.n=1000", "kind=soft", "eps=51/255"], "--set")
-        {'sigma': 0.25, 'gaussian.n': 1000, 'kind': 'soft', 'eps': 0.2}
-    """
-    settings: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ParameterError(f"{option} {text!r} is not key=value.", fix=f"write {option} sigma=0.25")
-        if key in settings:
-            raise ParameterError(f"{option} {key}=... is given twice.", fix="give it once")
-        try:
-            settings[key] = json.loads(value.replace("_", "") if value.replace("_", "").isdigit() else value)
-        except ValueError:
-            words = {"True": True, "False": False, "None": None}
-            settings[key] = (
-                words[value] if value in words else _numbers(value, alone=option == "--set" or key in ("mean", "std", "crop"))
-            )
-    return settings
-
-
-def _numbers(text: str, *, alone: bool = True) -> Any:
-    """Return the list of numbers that ``"3,32,32"`` is, the number that ``"8/255"`` is, or the text of anything else.
-
-    A path may look like a fraction when it stands alone.
-
-
-    Example:
-        >>> _numbers("3,32,32"), _numbers("0.5,1/2"), _numbers("cat,dog"), _numbers("01,02")
-        ([3, 32, 32], [0.5, 0.5], 'cat,dog', '01,02')
-    """
-    values = [_number(part.strip()) for part in text.split(",")]
-    if any(isinstance(value, str) for value in values) or (len(values) == 1 and not alone and "/" in text):
-        return text
-    return values if len(values) > 1 else values[0]
-
-
-def _number(text: str) -> float | str:
-    if re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", text):
-        return int(text)
-    if re.fullmatch(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", text, re.IGNORECASE):
-        return float(text)
-    return _fraction(text)
-
-
-def _fraction(text: str) -> float | str:
-    """Return the number that ``"8/255"`` is; anything else as it came."""
-    if "/" not in text:
-        return text
-    from rsplugins.training.schema import number
-
-    try:
-        return number(text)
-    except (ValueError, ZeroDivisionError):
-        return text
-
-
 def print_runs(runs: Sequence[Run]) -> None:
     """Print one table of runs: certified numbers by norm, then estimates under a heading of their own."""
     from rich import box
@@ -150,8 +84,8 @@ def print_runs(runs: Sequence[Run]) -> None:
 def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int, str], radii: int) -> None:
     from rsplugins.runs.summary import certified_count, summarise
     from rsplugins.runs.tables import (
+        CERTIFIED,
         EDITED,
-        ESTIMATES,
         clean_cell,
         guarantee_label,
         mean_text,
@@ -163,11 +97,13 @@ def _add_group(table: Any, title: str, members: Sequence[Run], labels: dict[int,
     grid = radius_columns(members)[1:]
     shown = radii or 1
     grid = [grid[len(grid) * k // shown] for k in range(shown)] if len(grid) > shown else grid
-    estimates = title.startswith(ESTIMATES)
-    edited = title.startswith(EDITED)
-    heading = ("Estimates" + title.removeprefix(ESTIMATES), "not certificates") if estimates else (title, "")
-    style = "bold red" if edited else "bold yellow" if estimates else "bold green"
-    mean = "mean r" if estimates or edited else "ACR"  # an average of estimates is no average certified radius
+    certified, edited = title.startswith(CERTIFIED), title.startswith(EDITED)
+    # The column beside a heading is free: half of a long one goes there.
+    kind, _, rest = title.partition(", ")
+    said, comma, norm = rest.rpartition(", ")
+    heading = (title, "") if certified or edited else (f"{kind}, {norm}" if comma else kind, said or rest)
+    style = "bold red" if edited else "bold green" if certified else "bold yellow"
+    mean = "ACR" if certified else "mean r"  # an average of estimates is no average certified radius
     table.add_row(*heading, *[""] * (4 if radii else 2), mean, *[radius_label(radius, members) for radius in grid], style=style)
     for run in members:
         summary = summarise(run)

@@ -101,7 +101,7 @@ def check_plugin(
     """
     import dataclasses
 
-    from rsplugins.cli.output import parse_settings
+    from rsplugins.parameters import parse_settings
     from rsplugins.testing.finding import checks_for
 
     checks = checks_for(kind, name, parse_settings(set_ or (), "--set"), reference=reference, about=about, thorough=thorough)
@@ -117,23 +117,6 @@ def check_plugin(
         counts = {status: sum(outcome.status == status for outcome in outcomes) for status in ("passed", "measured", "skipped")}
         typer.echo(f"\n{name}: {', '.join(f'{count} {status}' for status, count in counts.items())}, {len(failed)} failed")
     raise typer.Exit(int(bool(failed)))
-
-
-def shortcut(arguments: list[str]) -> bool:
-    """Carry out a plain ``plugins list`` without typer, whose option parsing loads pydantic: half of the 0.5 s it may take.
-
-    Returns:
-        False, with nothing done, for any other command line (help and mistakes too): that is typer's.
-    """
-    if arguments[:2] != ["plugins", "list"]:
-        return False
-    rest = [part for argument in arguments[2:] for part in argument.split("=", 1)]
-    as_json = "--json" in rest
-    rest = [part for part in rest if part != "--json"]
-    if rest and (len(rest) != 2 or rest[0] != "--kind"):
-        return False
-    list_plugins(as_json, rest[1] if rest else None)
-    return True
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def _print_tables(tables: list[Table], form: str) -> None:
 def _write_html(runs: list[Run], path: Path | None, *, compare: bool = False) -> None:
     if path is None:
         return
-    from rsplugins.runs.files import write_whole
+    from rsplugins.machine.files import write_whole
     from rsplugins.runs.report import to_html
     from rsplugins.runs.seals import DERIVED, DIGESTS, MANIFEST
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rsplugins.cli.output import plain_warnings, print_json, say, shown_path
+from rsplugins.parameters import parse_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -39,11 +40,11 @@ def train(
     Exit codes: 0 done or stopped by the time budget, 1 the loss was not finite, 2 wrong use, 130 the interrupt key and
     143 SIGTERM, both after a checkpoint.
     """
-    from rsplugins.training.batch import train_all
-    from rsplugins.training.recipe import load_recipe, parse_overrides
+    from rsplugins.training.recipe import load_recipe
+    from rsplugins.training.time_budget import train_all
 
     plain_warnings()
-    overrides = parse_overrides(set_ or [])
+    overrides = parse_settings(set_ or (), "--set")
     recipes = [load_recipe(path, overrides) for path in recipe]
     if benchmark:
         for each in recipes:

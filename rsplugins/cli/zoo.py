@@ -42,8 +42,8 @@ def list_(as_json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rsplugins.zoo import manifest as manifests
-    from rsplugins.zoo import store
+    from rsplugins.models import manifest as manifests
+    from rsplugins.models import store
 
     found = [(folder, manifests.read(folder)) for folder in store.folders().values()]
     if as_json:
@@ -67,8 +67,8 @@ def _is_terminal() -> bool:
 
 def show(model: Annotated[str, typer.Argument(help="Id, or folder of a model.")], as_json: Json = False) -> None:
     """Show a model: what it is, how it was made, every number and what it promises."""
+    from rsplugins.models import manifest as manifests
     from rsplugins.zoo import cards
-    from rsplugins.zoo import manifest as manifests
 
     (folder,) = _folders([model])
     manifest = manifests.read(folder)
@@ -80,12 +80,12 @@ def show(model: Annotated[str, typer.Argument(help="Id, or folder of a model.")]
 
 
 def fetch(
-    source: Annotated[str, typer.Argument(help="A folder, a zip, an HTTPS address of either, or hf:OWNER/NAME.")],
+    source: Annotated[str, typer.Argument(help="A folder of a model or of several, or hf:OWNER/NAME.")],
     model: Annotated[str, typer.Option("--id", help="Take this model only.")] = "",
     to: Annotated[Path | None, typer.Option(help="Folder of models. Default: $RSPLUGINS_ZOO, else the user's cache.")] = None,
 ) -> None:
     """Fetch a model from elsewhere. Hashes are checked before anything is loaded; nothing is unpickled."""
-    from rsplugins.zoo import store
+    from rsplugins.models import store
     from rsplugins.zoo.fetch import fetch as bring
 
     for folder in bring(source, identifier=model, destination=to):
@@ -155,7 +155,7 @@ def publish(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Of Hugging Face; nothing is uploaded without.")] = None,
 ) -> None:
     """Write the layout of a Hugging Face repository: safetensors, config.json, README.md with a model-index."""
-    from rsplugins.zoo import manifest as manifests
+    from rsplugins.models import manifest as manifests
     from rsplugins.zoo.publish import publish as write
     from rsplugins.zoo.publish import upload
 
@@ -178,7 +178,7 @@ def publish(
 def add(
     source: Annotated[str, typer.Argument(help="What `rsplugins train` wrote; a recipe, for a model without weights; or an id.")],
     evidence: Annotated[
-        list[Path] | None, typer.Option(help="Directory of `rsplugins certify` or `attack` about this model; repeatable.")
+        list[Path] | None, typer.Option(help="Run about this model, of `rsplugins certify` or `attack`; repeatable.")
     ] = None,
     summary: Annotated[str, typer.Option(help="One sentence. Default: the title of the recipe in zoo/recipes.")] = "",
     zoo: Home = None,
@@ -202,8 +202,8 @@ def add(
 
 def _folders(models: list[str]) -> list[Path]:
     """Return folders of models by id or path; all that ``zoo:`` finds when none is named."""
-    from rsplugins.zoo import manifest as manifests
-    from rsplugins.zoo import store
+    from rsplugins.models import manifest as manifests
+    from rsplugins.models import store
 
     if not models:
         return list(store.folders().values())
@@ -213,7 +213,7 @@ def _folders(models: list[str]) -> list[Path]:
 
 
 def _home(zoo: Path | None) -> Path:
-    from rsplugins.zoo import store
+    from rsplugins.models import store
 
     if zoo is not None:
         if not zoo.is_dir():

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.data.dataset import Dataset
-from rsplugins.errors import ParameterError, PluginError, did_you_mean
+from rsplugins.errors import PluginError
+from rsplugins.parameters import check_options
 
 __all__ = ["DEFAULT_DATASET", "Dataset", "load"]
 
@@ -56,8 +57,8 @@ def load(
     name, _, argument = reference.partition(":")
     found = get_host().find("dataset", name)
     factory: Callable[..., Any] = found.load()
-    known = _check_options(name, factory, options)
-    own = {"preparation": preparation} if "preparation" in known else {}
+    options = check_options(factory, options, f"The data set {name!r}", _OURS, types=False)
+    own = {"preparation": preparation} if "preparation" in inspect.signature(factory).parameters else {}
     # Only folder-like sources have something after the colon; the others get their own name.
     dataset = factory(argument or name, root=root, split=split, input_size=input_size, **own, **options)
     if not isinstance(dataset, Dataset):
@@ -66,16 +67,3 @@ def load(
     named = {"classes": list(dataset.classes or ())} if options.get("classes") is not None else {}
     dataset.options = {**options, **named}
     return dataset
-
-
-def _check_options(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
-    """Return the names of the keywords that a data set takes."""
-    parameters = list(inspect.signature(factory).parameters.values())[1:]
-    known = [parameter.name for parameter in parameters]
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        takes = [each for each in known if each not in _OURS]
-        for option in options:
-            if option not in takes:
-                fix = f"Use: {', '.join(takes)}." if takes else "Leave the options out."
-                raise ParameterError(f"The data set {name!r} takes no option {option!r}.{did_you_mean(option, takes)}", fix=fix)
-    return known

@@ -63,6 +63,7 @@ class CertifierDescriptor(Descriptor):
         norms: the norms it can state radii in.
         claim: ``"module:attribute"`` of the torch-free function (evidence, parameters) -> Claim.
         default: whether ``rsplugins certify`` runs it when no method is named.
+        labelled: whether it is told the true class of each input. Only a method that certifies and estimates nothing may be.
     """
 
     kind: ClassVar[str] = "certifier"
@@ -71,13 +72,16 @@ class CertifierDescriptor(Descriptor):
     norms: tuple[Norm, ...] = ()
     claim: str = ""
     default: bool = True
+    labelled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check("guarantee", isinstance(self.guarantee, Guarantee), "a Guarantee")
-        is_norms = isinstance(self.norms, tuple) and len(self.norms) > 0 and all(isinstance(norm, Norm) for norm in self.norms)
-        self._check("norms", is_norms, "a tuple of at least one Norm")
+        enough = isinstance(self.norms, tuple) and (len(self.norms) > 0 or self.guarantee is Guarantee.NONE)
+        self._check("norms", enough and all(isinstance(norm, Norm) for norm in self.norms), "a tuple of at least one Norm")
         self._check_reference("claim", self.claim)
+        blind = self.guarantee in (Guarantee.EMPIRICAL, Guarantee.NONE)
+        self._check("labelled", self.labelled is False or (self.labelled is True and blind), "False where a radius is promised")
 
 
 @dataclass(frozen=True)

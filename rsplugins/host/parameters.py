@@ -144,10 +144,7 @@ def _ranges(hint: Any) -> Iterator[str]:
 def _limits(metadata: Any) -> Iterator[str]:
     for each in metadata:
         bounds = [f"{word} {getattr(each, key):g}" for key, word in _LIMITS.items() if getattr(each, key, None) is not None]
-        if bounds or not dataclasses.is_dataclass(each):
-            yield from bounds or _limits(getattr(each, "metadata", ()))
-        else:
-            yield str(each)
+        yield from bounds or _limits(getattr(each, "metadata", ()))
 
 
 def _documented(thing: Any) -> dict[str, str]:

@@ -125,9 +125,3 @@ MODULES: dict[type[nn.Module], str] = {
 }
 
 FUNCTIONS: dict[Any, str] = {getattr(F, name): name for name in SLOPES if hasattr(F, name)}
-
-
-def slope_of_module(module: nn.Module, name: str) -> float | None:
-    """Return the slope of an activation module, from its own settings."""
-    settings = {key: getattr(module, key) for key in OPTIONS.get(name, ()) if hasattr(module, key)}
-    return SLOPES[name](**settings)

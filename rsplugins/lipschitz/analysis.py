@@ -12,12 +12,13 @@ from rsplugins.arithmetic import full_precision
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.calls import is_known_module, is_restless, value_of
+from rsplugins.lipschitz.composition import Evaluation, Value
+from rsplugins.lipschitz.consistency import check_function, check_images_apart, check_untouched
+from rsplugins.lipschitz.dispatch import value_of
+from rsplugins.lipschitz.layers import is_known_module, is_restless
 from rsplugins.lipschitz.norms import TOLERANCE
-from rsplugins.lipschitz.purity import check_function, check_images_apart, check_untouched
 from rsplugins.lipschitz.rules import NoBoundError, UnsupportedLayerError
 from rsplugins.lipschitz.tracing import Traced, ancestors, descendants, known_size, total_operations, trace
-from rsplugins.lipschitz.values import Evaluation, Value
 from rsplugins.watch import check_function as watch
 from rsplugins.watch import kept_generators
 

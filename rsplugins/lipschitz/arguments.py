@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from rsplugins.lipschitz.composition import Value
 from rsplugins.lipschitz.tracing import Info
-from rsplugins.lipschitz.values import Value
 
 Shape = tuple[int, ...]
 

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from rsplugins.lipschitz.activations import SILU
 from rsplugins.lipschitz.arguments import Call, NoBoundError, Operand, Shape
+from rsplugins.lipschitz.composition import Dense, Fixed, Scale, Value, outward, stacked, total
 from rsplugins.lipschitz.norms import times
 from rsplugins.lipschitz.selection import repeats
-from rsplugins.lipschitz.values import Dense, Fixed, Scale, Value, outward, stacked, total
 
 
 def add(call: Call) -> Value:

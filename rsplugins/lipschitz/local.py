@@ -11,10 +11,10 @@ from torch import Tensor, fx
 
 from rsplugins.arithmetic import full_precision
 from rsplugins.lipschitz.analysis import Analysis
+from rsplugins.lipschitz.composition import Dense, Evaluation, Value
 from rsplugins.lipschitz.convolution import Convolution
 from rsplugins.lipschitz.norms import matrix_norm, times
 from rsplugins.lipschitz.tracing import ancestors
-from rsplugins.lipschitz.values import Dense, Evaluation, Value
 
 _ROUNDING = 1e-5
 """How much of the largest pre-activation float32 may have got wrong."""

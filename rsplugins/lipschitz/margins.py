@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rsplugins.errors import ParameterError
 from rsplugins.lipschitz.analysis import Analysis
+from rsplugins.lipschitz.composition import Dense
 from rsplugins.lipschitz.norms import UNIT, times, up
-from rsplugins.lipschitz.values import Dense
 
 
 class MarginBounds:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rsplugins.lipschitz import windows
+from rsplugins.lipschitz import pooling
 from rsplugins.lipschitz.activations import OPTIONS, SLOPES
 from rsplugins.lipschitz.arguments import Call, Shape
 from rsplugins.lipschitz.arguments import NoBoundError as NoBoundError  # rules raise it
+from rsplugins.lipschitz.composition import Dense, Fixed, Scale, Value, outward
 from rsplugins.lipschitz.convolution import Convolution, _each, resolve_padding
 from rsplugins.lipschitz.joins import channels_second
 from rsplugins.lipschitz.norms import up
 from rsplugins.lipschitz.tracing import UnsupportedLayerError as UnsupportedLayerError
-from rsplugins.lipschitz.values import Dense, Fixed, Scale, Value, outward
 
 Rule = Callable[[Call], Value]
 
@@ -124,7 +124,7 @@ def max_pool(call: Call) -> Value:
     kernel, stride, padding = _windows(call, dims)
     dilation = _each(call.constant("dilation", 1), dims)
     spatial = zip(shape[-dims:], call.out[-dims:], kernel, stride, padding, dilation, strict=True)
-    return value.through(windows.max_pool_norm([windows.pooling_positions(*settings) for settings in spatial]))
+    return value.through(pooling.max_pool_norm([pooling.pooling_positions(*settings) for settings in spatial]))
 
 
 def _windows(call: Call, dims: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
@@ -143,10 +143,10 @@ def avg_pool(call: Call) -> Value:
     include = bool(call.constant("count_include_pad", True))
     matrices = []
     for n, m, k, s, p in zip(shape[-dims:], call.out[-dims:], kernel, stride, padding, strict=True):
-        positions = windows.pooling_positions(n, m, k, s, p)
-        divisors = [1] * m if override else windows.average_divisors(n, m, k, s, p, include)
-        matrices.append(windows.average_matrix(n, positions, divisors))
-    norm = windows.kronecker_norm(matrices)
+        positions = pooling.pooling_positions(n, m, k, s, p)
+        divisors = [1] * m if override else pooling.average_divisors(n, m, k, s, p, include)
+        matrices.append(pooling.average_matrix(n, positions, divisors))
+    norm = pooling.kronecker_norm(matrices)
     return value.apply(Fixed(up(norm / abs(override)) if override else norm))
 
 
@@ -157,7 +157,7 @@ def adaptive_max_pool(call: Call) -> Value:
     call.ignore("output_size")  # seen in the size of the result
     call.only("return_indices", False)
     sizes = zip(shape[-dims:], call.out[-dims:], strict=True)
-    return value.through(windows.max_pool_norm([windows.adaptive_positions(n, m) for n, m in sizes]))
+    return value.through(pooling.max_pool_norm([pooling.adaptive_positions(n, m) for n, m in sizes]))
 
 
 def adaptive_avg_pool(call: Call) -> Value:
@@ -167,9 +167,9 @@ def adaptive_avg_pool(call: Call) -> Value:
     call.ignore("output_size")  # seen in the size of the result
     matrices = []
     for n, m in zip(shape[-dims:], call.out[-dims:], strict=True):
-        positions = windows.adaptive_positions(n, m)
-        matrices.append(windows.average_matrix(n, positions, [len(window) for window in positions]))
-    return value.apply(Fixed(windows.kronecker_norm(matrices)))
+        positions = pooling.adaptive_positions(n, m)
+        matrices.append(pooling.average_matrix(n, positions, [len(window) for window in positions]))
+    return value.apply(Fixed(pooling.kronecker_norm(matrices)))
 
 
 def reduction(call: Call) -> Value:
@@ -220,10 +220,10 @@ def resizing(shape: Shape, out: Shape, mode: str, align_corners: bool | None, sc
     dims = len(shape) - 2
     scales = [None] * dims if scale_factor is None else _floats(scale_factor, dims)
     sizes = zip(shape[2:], out[2:], scales, strict=True)
-    matrices = [windows.interpolation_matrix(n, m, linear, align_corners, s) for n, m, s in sizes]
+    matrices = [pooling.interpolation_matrix(n, m, linear, align_corners, s) for n, m, s in sizes]
     if any(matrix.shape[0] != m for matrix, m in zip(matrices, out[2:], strict=True)):
         raise NoBoundError("it returns another size than its settings say")
-    return Fixed(windows.kronecker_norm(matrices))
+    return Fixed(pooling.kronecker_norm(matrices))
 
 
 def _floats(value: Any, dims: int) -> list[float | None]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rsplugins.lipschitz.arguments import Call, NoBoundError, Shape
+from rsplugins.lipschitz.composition import Value
 from rsplugins.lipschitz.norms import up
-from rsplugins.lipschitz.values import Value
 
 
 def root(count: int) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rsplugins.compat import bridge_auto_lirpa
-from rsplugins.lirpa.rows import Ball, Convolution, Dense, Layer
+from rsplugins.lirpa.deviation import Ball, Convolution, Dense, Layer
 
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import (  # noqa: E402

@@ -17,7 +17,7 @@ from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
 from rsplugins.double import bring
 from rsplugins.errors import ParameterError, UsageError
 from rsplugins.lirpa.bridge import Hinting, Operators, quiet, traced
-from rsplugins.lirpa.layers import nearest_supported
+from rsplugins.lirpa.nearest import nearest_supported
 
 BATCHES = (2, 1, 3)
 """Batch sizes on which a graph has to agree with its module; it is recorded with the first."""

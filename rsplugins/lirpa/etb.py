@@ -21,43 +21,28 @@ The operators are passed to one BoundedModule through ``custom_ops``; see :data:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.blocks import Block, find_block, layer_of
+from rsplugins.lirpa.deviation import Bounds, Convolution, Dense, Layer, Slope, expected_bounds, sound_bounds
 from rsplugins.lirpa.outward import Outward, error, merged
-from rsplugins.lirpa.rows import Convolution, Dense, Layer, deviation
 
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundConv, BoundLinear, BoundMatMul  # noqa: E402
 
-Bounds = tuple[Tensor, Tensor]
-Slope = Literal["chord", "pass"]
-"""What an unstable neuron is replaced by: its chord, or a pass-through."""
-
 
 def estimate(closing: Layer, block: Block) -> Bounds:
     """Return ETB's bounds of a block: not sound."""
-    upper = block.preactivation[1]
-    return _centered(closing, block, (upper >= 0).to(upper.dtype))
+    return expected_bounds(closing, block.opening, *block.center_and_ball, block.preactivation)
 
 
 def sound(closing: Layer, block: Block, slope: Slope = "chord") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the sound bounds of a block, not yet intersected with interval bounds, and the neurons' slopes and gaps."""
-    lower, upper = block.preactivation
-    unstable = (lower < 0) & (upper > 0)
-    if slope == "pass":
-        slopes = ((lower >= 0) | unstable).to(upper.dtype)
-    else:
-        # The inner `where` keeps a division by zero out of the gradient.
-        slopes = torch.where(unstable, upper / torch.where(unstable, upper - lower, 1.0), (lower >= 0).to(upper.dtype))
-    # relu(z) - s z is largest at one of the ends, whatever s in [0, 1] is: it may be a rounded chord's.
-    gap = torch.where(unstable, torch.maximum(-lower * slopes, (1 - slopes) * upper), 0.0)
-    low, high = _centered(closing, block, slopes)
-    return low + closing.sided(gap, -1), high + closing.sided(gap, 1), slopes, gap
+    return sound_bounds(closing, block.opening, *block.center_and_ball, block.preactivation, slope)
 
 
 def rounding(closing: Layer, terms: int, block: Block, slopes: Tensor, gap: Tensor) -> Tensor:
@@ -79,13 +64,6 @@ def rounding(closing: Layer, terms: int, block: Block, slopes: Tensor, gap: Tens
     if isinstance(closing, Convolution) and isinstance(opening, Convolution):
         entries = min(entries, opening.fan_in * opening.groups * closing.weight[0, 0].numel())
     return error(2 * (inner + outer + entries + terms) + 64, magnitude)
-
-
-def _centered(closing: Layer, block: Block, slopes: Tensor) -> Bounds:
-    opening, (center, ball) = block.opening, block.center_and_ball
-    middle = closing.apply(slopes * opening.apply(center))
-    spread = deviation(closing, slopes, opening, ball)
-    return middle - spread, middle + spread
 
 
 class _Etb:

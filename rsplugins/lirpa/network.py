@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
+from rsplugins.chain import computes_as
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.double import bring, brought
 from rsplugins.errors import ParameterError, RspluginsError
@@ -24,7 +25,7 @@ from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_s
 from rsplugins.lirpa.outward import Outward, error, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
-from rsplugins.lirpa.search import is_out_of_memory
+from rsplugins.machine.device import is_out_of_memory
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
@@ -356,7 +357,7 @@ def _split(
 
     if not isinstance(model, Classifier):
         return model, None, None
-    if _is_changed(model):
+    if not computes_as(model, Classifier, "preprocess", "normalised"):
         raise ParameterError(
             f"The Classifier ({type(model).__name__}) computes more than its network and normalisation; it cannot be bounded.",
             cause="a subclass overrides forward(), preprocess() or normalised(), or a hook sits on the Classifier itself.",
@@ -369,15 +370,6 @@ def _split(
     network = nn.Sequential(OrderedDict([*resizing.named_children(), ("module", model.module)]))
     network.training = model.module.training  # train() would reach the caller's layers
     return network, mean, std
-
-
-def _is_changed(model: nn.Module) -> bool:
-    """Whether a Classifier's subclass, an attribute or a hook computes something that its parts do not show."""
-    from rsplugins.classifier import Classifier
-
-    methods = ("forward", "preprocess", "normalised", "__call__")
-    replaced = any(getattr(type(model), name) is not getattr(Classifier, name) or name in vars(model) for name in methods)
-    return replaced or bool(model._forward_hooks or model._forward_pre_hooks)
 
 
 def _starts_affine(graph: Any) -> bool:

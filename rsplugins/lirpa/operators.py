@@ -10,7 +10,7 @@ from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import PluginError, UnknownNameError
 from rsplugins.host import BoundOperatorDescriptor, Entry, Status, get_host, guard
 from rsplugins.host.hookspecs import PROJECT
-from rsplugins.lirpa.search import is_out_of_memory
+from rsplugins.machine.device import is_out_of_memory
 
 ETB = ("etb-gemm", "etb-matmul", "etb-conv")
 """Names of the operators of expected tight bounds. ESTIMATE."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from rsplugins.certificate import Norm
 from rsplugins.double import bring
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.search import is_out_of_memory
+from rsplugins.machine.device import is_out_of_memory
 
 EPS = (0.0, 0.001, 0.01, 0.1)
 """Radii that are probed, on raw pixels: the point itself, balls where bounds are tight, one where activations bend."""

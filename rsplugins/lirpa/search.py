@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rsplugins.errors import warn
 from rsplugins.lirpa.claims import is_certified
+from rsplugins.machine.device import is_out_of_memory
 
 MarginBounds = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(images (B, ...), eps (B,), specification (B, S, K)) -> lower bounds of specification @ logits, (B, S)."""
@@ -86,14 +87,6 @@ class Margins:
             torch.cuda.empty_cache()
         left = self.batch if told == "inputs" else self.rows
         warn(f"Out of memory: going on with {left} {told} at a time (bounds do not change).")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on a CPU."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in text for words in ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
-    )
 
 
 class Search:

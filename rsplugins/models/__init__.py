@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rsplugins.errors import ParameterError, PluginError, UsageError, did_you_mean
+from rsplugins.errors import PluginError, UsageError, did_you_mean
+from rsplugins.parameters import check_options
 
 if TYPE_CHECKING:
     from rsplugins.classifier import Classifier
@@ -43,8 +43,7 @@ def load(reference: str, **options: Any) -> Classifier:
         raise _no_scheme(reference)
     entry = get_host().find("model-source", scheme)
     factory: Callable[..., Any] = entry.load()
-    _check_options(scheme, factory, options)
-    classifier = factory(name, **options)
+    classifier = factory(name, **check_options(factory, options, f"{scheme}:"))
     if not isinstance(classifier, Classifier):
         raise PluginError(
             f"The model source {scheme!r} returned {type(classifier).__name__} instead of a Classifier.",
@@ -65,7 +64,7 @@ def _no_scheme(reference: str) -> UsageError:
 
 
 def _guess(name: str, schemes: list[str]) -> str:
-    from rsplugins.zoo import store
+    from rsplugins.models import store
 
     if name in schemes:
         return ""
@@ -82,19 +81,3 @@ def _guess(name: str, schemes: list[str]) -> str:
     for known in zoo:
         close = close.replace(f"'{known}'", f"'zoo:{known}'")
     return close if "zoo:" in close else close.replace("'", "'timm:", 1)
-
-
-def _check_options(scheme: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
-    parameters = list(inspect.signature(factory).parameters.values())[1:]
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    known = [parameter.name for parameter in parameters]
-    for name in options:
-        if name not in known:
-            guess = did_you_mean(name, known)
-            if name == "pretrained" and "weights" in known:  # timm's word for it
-                guess = (
-                    " Did you mean 'weights'? It is a name, \"DEFAULT\" by default; None (on a command line null) is random ones."
-                )
-            fix = f"Use: {', '.join(known)}." if known else "Leave the options out."
-            raise ParameterError(f"{scheme}: takes no option {name!r}.{guess}", fix=fix)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.errors import CheckpointError, ParameterError, did_you_mean, warn
+from rsplugins.models.files import check_file
 from rsplugins.models.formats import check_format
-from rsplugins.zoo.files import check_file
 
 State = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ from torch import nn
 from rsplugins.classifier import Classifier, wrap
 from rsplugins.compat import robustbench_imports
 from rsplugins.errors import CheckpointError, ParameterError, UnknownNameError, UsageError
-from rsplugins.zoo.files import check_file
+from rsplugins.models.files import check_file
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rsplugins.classifier import Classifier, wrap
 from rsplugins.errors import CheckpointError
-from rsplugins.models import architectures, checkpoint
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo import store
-from rsplugins.zoo.files import check_file, sha256
+from rsplugins.models import architectures, checkpoint, store
+from rsplugins.models import manifest as manifests
+from rsplugins.models.files import check_file, sha256
 
 FETCHING = re.compile(r"pretrained.*|weights.*|checkpoint.*|file|url|path|.*_fn|.*_cfg")
 """Arguments by which a constructor of timm or torchvision reads or fetches something, or is given code."""

@@ -16,9 +16,6 @@ _HOMES = {
     "LowRank": "low_rank",
     "MomentNetwork": "network",
     "Pairs": "pairs",
-    "as_published_radius": "radius",
-    "pairwise_radius": "radius",
-    "union_radius": "radius",
 }
 
 __all__ = sorted(_HOMES)

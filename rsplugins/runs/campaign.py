@@ -10,16 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsplugins.certification import certifier_class, check_execution, prepare, where
+from rsplugins.certification import certifier_class, check_execution, prepare
 from rsplugins.certifier import Certifier, Execution
 from rsplugins.errors import ParameterError, RspluginsError, UnknownNameError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, Status, get_host
-from rsplugins.runs.distributed import Ranks
+from rsplugins.machine.files import write_whole
+from rsplugins.machine.progress import Progress
+from rsplugins.machine.ranks import Ranks
+from rsplugins.parameters import where
+from rsplugins.runs.derived import REPORT
 from rsplugins.runs.execute import Shard, execute
-from rsplugins.runs.files import write_whole
 from rsplugins.runs.merge import finish
-from rsplugins.runs.output import REPORT
-from rsplugins.runs.progress import Progress
 from rsplugins.runs.run import Run, open_run
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Request:
         start: first index.
         stop: first index left out.
         stride: every how many.
+        images: how many inputs, spread over the split where ``stride`` does not say otherwise; None for all of them.
         data_root: where data sets lie.
         split: of the data set.
         model_options: for the model source.
@@ -62,7 +64,8 @@ class Request:
     out: Path | None = None
     start: int = 0
     stop: int | None = None
-    stride: int = 1
+    stride: int | None = None
+    images: int | None = None
     data_root: Path | None = None
     split: str = "test"
     model_options: Mapping[str, Any] = field(default_factory=dict)
@@ -277,7 +280,15 @@ def default_directory(request: Request) -> Path:
     """Return ``runs/MODEL-DATA-HASH``: the same request finds its run again, another one gets another directory."""
     chosen = request.execution
     asked = [request.model, request.data, request.methods, dict(request.settings), request.stop_at, request.start, request.stop]
-    asked += [request.stride, request.split, dict(request.model_options), chosen.seed, chosen.dtype, chosen.compile, chosen.sound]
+    asked += [
+        request.stride or 1,
+        request.split,
+        dict(request.model_options),
+        chosen.seed,
+        chosen.dtype,
+        chosen.compile,
+        chosen.sound,
+    ]
     asked += [dict(request.data_options)] if request.data_options else []
     if request.is_default and asked == [None, None, (), {}, (), 0, None, 1, "test", {}, 0, "float32", False, False]:
         return Path("runs/default")
@@ -287,16 +298,18 @@ def default_directory(request: Request) -> Path:
 
 
 def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
-    from rsplugins import models, zoo
+    from rsplugins import models
     from rsplugins.data import DEFAULT_DATASET
     from rsplugins.data import load as load_data
+    from rsplugins.machine.device import choose_device
+    from rsplugins.models.store import DEFAULT_MODEL
 
     if (request.model is None) != (request.data is None):
         given, other = ("--model", "--data") if request.data is None else ("--data", "--model")
         raise UsageError(f"{given} is given without {other}.", fix="give both, or neither for the embedded default")
-    reference, data = request.model or f"zoo:{zoo.DEFAULT_MODEL}", request.data or DEFAULT_DATASET
+    reference, data = request.model or f"zoo:{DEFAULT_MODEL}", request.data or DEFAULT_DATASET
     classifier = models.load(reference, **request.model_options)
-    classifier.to(_device(request.device))
+    classifier.to(choose_device(request.device))
     dataset = load_data(
         data,
         root=request.data_root,
@@ -309,29 +322,12 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
     return classifier, dataset, (reference, data)
 
 
-def _device(name: str | None) -> Any:
-    import os
-
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        text = str(error).splitlines()[0]
-        raise ParameterError(f"The device {name!r} cannot be used: {text}", fix="`rsplugins doctor` lists the devices") from None
-    return device
-
-
 def _select(request: Request, dataset: Dataset) -> list[int]:
     stop = request.stop
-    if stop is None and request.is_default and request.start == 0 and request.stride == 1:
+    if stop is None and request.is_default and request.start == 0 and request.stride in (None, 1):
         stop = min(DEFAULT_INPUTS, len(dataset))
-    return dataset.select(request.start, stop, request.stride)
+    stride = request.stride or (1 if request.images is None else max(1, len(dataset) // request.images))
+    return dataset.select(request.start, stop, stride)[: request.images]
 
 
 @dataclass(frozen=True)

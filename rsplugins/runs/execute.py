@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rsplugins.certificate import Guarantee
 from rsplugins.certifier import Certifier
 from rsplugins.errors import ParameterError, RunError, UnreadableInputError
 from rsplugins.host import Entry
-from rsplugins.provenance import processor, version
-from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
+from rsplugins.machine.progress import Progress, Silent
+from rsplugins.provenance import processor, version, versions
+from rsplugins.runs.manifest import Manifest, Selection, write_manifest
 from rsplugins.runs.merge import finish
-from rsplugins.runs.progress import Progress, Silent
 from rsplugins.runs.record import Record, RecordFile, Writer, read_files, shard_name, united
 from rsplugins.runs.run import Run, open_run, refuse_edited
 from rsplugins.runs.seals import forget_derived, run_seal, seal_record
@@ -96,8 +97,10 @@ def build_manifest(
 def _device(classifier: Classifier) -> dict[str, Any]:
     import torch
 
+    from rsplugins.machine.device import device_name
+
     device = classifier.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = processor() if device.type == "cpu" else device_name(device)
     return {"device": str(device), "device_name": name, "threads": torch.get_num_threads()}
 
 
@@ -123,7 +126,8 @@ def execute(
         dataset: where the inputs come from.
         indices: which inputs, in order.
         directory: the run directory; made when it does not exist, resumed when it holds this run.
-        shard: (i, n) takes the inputs at positions i, i + n, i + 2n, ...; whichever shard ends last merges.
+        shard: (i, n) takes the groups of inputs (of one, for most certifiers) at positions i, i + n, i + 2n, ...; whichever shard
+            ends last merges.
         progress: where to show progress.
         model: the model's reference, for the manifest.
         data: the data set's reference, for the manifest.
@@ -142,7 +146,7 @@ def execute(
     seal = _sealer(directory, write_manifest(directory, manifest))
     files = read_files(directory)
     refuse_edited(directory, files)
-    own = list(indices) if shard is None else list(indices[shard[0] :: shard[1]])
+    own = share(indices, shard, certifier.group)
     path = directory / shard_name(shard)
     if path.exists() or _owed(files, own):  # the writer also repairs a torn line after the last record that is owed
         with Writer(path, seal) as writer:
@@ -153,7 +157,7 @@ def execute(
             _say_resumed(shown, title, own, todo)
             task = shown.task(title, len(own), len(own) - len(todo))
             with keeping(lambda: _kept(title, directory, own)):
-                _certify(entry, certifier, dataset, todo, writer, task)
+                _certify(entry, certifier, dataset, _work(indices, todo, certifier.group), writer, task)
     return finish(directory) if conclude else open_run(directory)
 
 
@@ -162,6 +166,25 @@ def _sealer(directory: Path, there: Manifest) -> Callable[[Record], Record]:
     run, own = run_seal(directory), version()
     by = "" if not run or there.versions.get("rsplugins") == own else own
     return lambda record: seal_record(replace(record, by=by), run)
+
+
+def share(indices: Sequence[int], shard: Shard | None, group: int = 1) -> list[int]:
+    """Return a shard's inputs: every n-th group of them.
+
+    Example:
+        >>> share(range(8), (1, 2), 3)
+        [3, 4, 5]
+    """
+    if shard is None:
+        return list(indices)
+    return [index for position, index in enumerate(indices) if position // group % shard[1] == shard[0]]
+
+
+def _work(indices: Sequence[int], todo: Sequence[int], group: int) -> list[tuple[int, int, bool]]:
+    """Return position, index and whether a record is owed, of each input whose group has one that is owed one."""
+    owed = set(todo)
+    touched = {position // group for position, index in enumerate(indices) if index in owed}
+    return [(position, index, index in owed) for position, index in enumerate(indices) if position // group in touched]
 
 
 def _owed(files: Mapping[Path, RecordFile], own: Sequence[int]) -> list[int]:
@@ -208,45 +231,56 @@ def _clean(classifier: Classifier, image: Tensor) -> int | None:
     return int(logits.argmax(1)) if bool(logits.isfinite().all()) else None
 
 
-def _certify(entry: Entry, certifier: Certifier[Any], dataset: Dataset, todo: Sequence[int], writer: Writer, task: Any) -> None:
-    from rsplugins.certification import check_inputs, run_certifier
+def _certify(
+    entry: Entry, certifier: Certifier[Any], dataset: Dataset, work: Sequence[tuple[int, int, bool]], writer: Writer, task: Any
+) -> None:
+    """Certify inputs and write the records that are owed.
+
+    Args:
+        entry: the certifier's plugin.
+        certifier: prepared.
+        dataset: where the inputs come from.
+        work: from :func:`_work`.
+        writer: of the records.
+        task: of the progress.
+    """
+    from rsplugins.certification import batched, check_inputs, is_labelled, run_certifier
 
     labels: dict[int, int] = {}
     clean: dict[int, int | None] = {}
-
-    spare = certifier.classifier.trial_copy()  # the certifier is to see the model as it was given
+    asks, predicts = is_labelled(entry), _predicts(entry)
+    spare = None if predicts else certifier.classifier.trial_copy()  # the certifier is to see the model as it was given
+    owed = {index for _, index, is_owed in work if is_owed}
     answered = 0
 
-    def images() -> Iterator[tuple[int, Tensor]]:
+    def append(record: Record) -> None:
         nonlocal answered
-        for index in todo:
+        if record.index in owed:  # others are there, and their group was only run to make it whole
+            writer.append(record)
+            answered += 1
+            advance()
+
+    def images() -> Iterator[tuple[int, Tensor]]:
+        for position, index, _ in work:
             try:
                 image, labels[index] = _read(dataset, index)
             except UnreadableInputError as error:
                 # One damaged file costs one record, not the night.
-                writer.append(Record(index, int(dataset.labels[index]), {}, 0, 0.0, " ".join(str(error).split())))
-                answered += 1
-                advance()
+                append(Record(index, int(dataset.labels[index]), {}, 0, 0.0, " ".join(str(error).split())))
                 continue
             check_inputs(certifier, image[None])
-            clean[index] = _clean(spare, image)
-            yield index, image
+            clean[index] = None if spare is None else _clean(spare, image)
+            yield batched(certifier, index, image, position, labels[index] if asks else None)
 
     with task as advance:
         for gathered in run_certifier(entry, certifier, images()):
-            label = labels.pop(gathered.index)
-            writer.append(
-                Record(
-                    gathered.index,
-                    label,
-                    gathered.evidence,
-                    gathered.samples,
-                    gathered.seconds,
-                    gathered.error,
-                    clean.pop(gathered.index),
-                )
-            )
-            answered += 1
-            advance()
-    if answered != len(todo):
-        raise RunError(f"The {entry.label} returned {answered} results for {len(todo)} inputs.", fix="Report it to its authors.")
+            label, seen = labels.pop(gathered.index), clean.pop(gathered.index)
+            index, evidence, error = gathered.index, gathered.evidence, gathered.error
+            append(Record(index, label, evidence, gathered.samples, gathered.seconds, error, seen))
+    if answered != len(owed):
+        raise RunError(f"The {entry.label} returned {answered} results for {len(owed)} inputs.", fix="Report it to its authors.")
+
+
+def _predicts(entry: Entry) -> bool:
+    """Whether a method's own prediction is the model's without noise, and need not be made twice."""
+    return getattr(entry.descriptor, "guarantee", None) in (Guarantee.EMPIRICAL, Guarantee.NONE)

@@ -15,9 +15,10 @@ from scipy.special import ndtri_exp
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import ParameterError, RunError, UsageError, did_you_mean
+from rsplugins.machine.files import write_whole
+from rsplugins.provenance import versions
 from rsplugins.rounding import round_down
-from rsplugins.runs.files import write_whole
-from rsplugins.runs.manifest import Manifest, Selection, versions, write_manifest
+from rsplugins.runs.manifest import Manifest, Selection, write_manifest
 from rsplugins.runs.record import RECORDS, Record, to_lines
 from rsplugins.runs.seals import run_seal, seal_record
 from rsplugins.runs.tsv import MARK, UNCERTIFIED

@@ -5,9 +5,7 @@ Part of it is the run's identity: two runs with the same identity have the same 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +13,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rsplugins.errors import RunError, UsageError
-from rsplugins.provenance import version
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
 from rsplugins.runs.seals import MANIFEST as MANIFEST
 from rsplugins.runs.seals import SEAL, manifest_text
 
-_DISTRIBUTIONS = ("torch", "torchvision", "numpy", "scipy", "timm", "auto-LiRPA", "robustbench")
 _COMPARED = ("noise", "dtype", "arithmetic", "operators")
 """What a certifier says about its function that records of one run have in common, whatever machine they were made on."""
 
@@ -229,14 +225,3 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
             fix="use another --out, or the old parameters",
         )
     return there
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed distributions that a result can depend on, without importing them."""
-    found = {"python": platform.python_version(), "rsplugins": version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

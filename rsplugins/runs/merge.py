@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from rsplugins.errors import UsageError
-from rsplugins.runs.files import exclusive, lock, write_whole
+from rsplugins.machine.files import exclusive, lock, write_whole
+from rsplugins.runs.derived import write_numbers, write_pages
 from rsplugins.runs.manifest import Manifest, difference, read_manifest, write_manifest
-from rsplugins.runs.output import write_numbers, write_pages
 from rsplugins.runs.record import RECORDS, Record, add, read_file, read_files, read_records, record_files, to_lines, united
 from rsplugins.runs.run import Run, open_run, refuse_edited
 from rsplugins.runs.seals import SEALED, forget_derived, run_seal, seal_record, write_digests

@@ -36,6 +36,9 @@ def caption(run: Run) -> str:
     return ", ".join(parts)
 
 
+_LABELS = {"estimate": "accuracy at the estimated radius", "empirical": "accuracy under attack", "none": "accuracy"}
+
+
 def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Figure:
     """Draw certified accuracy against the radius, one curve a run, over all of its inputs.
 
@@ -61,10 +64,10 @@ def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fig
         # Dashes mean an estimate; another look of the line tells curves apart that have one colour.
         style = _LINES[number // len(COLOURS) % len(_LINES)] if summary["certifies"] else (0, (5, 2))
         axes.step(xs, ys, where="pre", color=COLOURS[number % len(COLOURS)], linestyle=style, linewidth=1.8, label=label)
-    certifies = any(summary["certifies"] for summary in summaries)
+    label = next((_LABELS.get(str(summary["guarantee"]), "") for summary in summaries), "") or "certified accuracy"
     norm = next((summary["norm"] for summary in summaries if summary["norm"]), "")
     axes.set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
-    axes.set_ylabel("certified accuracy" if certifies else "accuracy at the estimated radius")
+    axes.set_ylabel(label)
     axes.set_xlim(0, end)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from rsplugins.errors import RunError, warn
-from rsplugins.runs.files import lock
+from rsplugins.machine.files import lock
 
 RECORDS = "records.jsonl"
 _PROVENANCE = ("by", "run", "seal")

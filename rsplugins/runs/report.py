@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from rsplugins.runs.plots import caption, curve_figure, estimate_figure, png, radius_figure
 from rsplugins.runs.run import Run
 from rsplugins.runs.summary import summarise
-from rsplugins.runs.tables import EDITED, ESTIMATES, Table, compare_tables, group_runs, guarantee_label, result_tables, run_names
+from rsplugins.runs.tables import (
+    ATTACKED,
+    CERTIFIED,
+    PREDICTED,
+    Table,
+    compare_tables,
+    group_runs,
+    guarantee_label,
+    result_tables,
+    run_names,
+)
 
 _STYLE = """
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; color: #2b2f36;
@@ -69,13 +79,12 @@ def _subject(runs: Sequence[Run]) -> str:
 
 
 def _section(title: str, table: Table, runs: Sequence[Run], names: Sequence[str]) -> str:
-    estimate = title.startswith((ESTIMATES, EDITED))
+    estimate = not title.startswith(CERTIFIED)
     settings = "; ".join(f"{name}: {caption(run) or 'no sampling'}" for run, name in zip(runs, names, strict=True))
-    what = (
-        "Accuracy at the estimated radius; these radii are not certificates."
-        if estimate
-        else "Certified accuracy against the radius."
-    )
+    what = "Certified accuracy against the radius."
+    if estimate:
+        under = "under attack" if title.startswith(ATTACKED) else "of the model" if title.startswith(PREDICTED) else ""
+        what = f"Accuracy {under or 'at the estimated radius'}; these radii are not certificates."
     curves = _figure(
         curve_figure(runs, names), f"{what} {settings}. Over all inputs; wrong, abstained and failed inputs count as 0."
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.errors import ParameterError, RunError
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
+from rsplugins.runs.derived import write_numbers
 from rsplugins.runs.manifest import Manifest, write_manifest
-from rsplugins.runs.output import write_numbers
 from rsplugins.runs.record import RECORDS, to_lines
 from rsplugins.runs.run import Run
 from rsplugins.runs.seals import SEALED, run_seal, seal_record, write_digests

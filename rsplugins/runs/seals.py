@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
 from rsplugins.runs.record import Record, RecordFile, record_files
 
 if TYPE_CHECKING:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from scipy.special import bdtr
 
+from rsplugins.attacks import masking
 from rsplugins.certificate import Certificate, Claim, Guarantee
 from rsplugins.runs.record import Record
 from rsplugins.runs.rows import Row
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rsplugins.runs.run import Run
 
 _STEPS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-_ORDER = (Guarantee.DETERMINISTIC, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE, Guarantee.EMPIRICAL)
+_ORDER = (Guarantee.DETERMINISTIC, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE, Guarantee.EMPIRICAL, Guarantee.NONE)
 
 
 def radius_grid(largest: float) -> list[float]:
@@ -96,10 +97,20 @@ def summarise(run: Run) -> dict[str, Any]:
         "missing": len(run.missing),
         **clean_numbers(run.rows, run.manifest.data.get("num_classes")),
         **_numbers(run.rows),
+        **_attacks(run.rows, run.manifest.parameters),
         "records_sha256": records_sha256(row.record for row in run.rows),
     }
     # No summary.json has this: it is written for runs that verify.
     return found | {"certifies": False, "problems": list(run.problems)} if run.problems else found
+
+
+def _attacks(rows: Sequence[Row], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the accuracies under each attack of a run of attacks, and what they say of gradient masking."""
+    survived = [row.record.evidence.get("survived") for row in rows if not row.failed]
+    names = [sorted(kept) if isinstance(kept, Mapping) else None for kept in survived]
+    if not names or None in names or any(each != names[0] for each in names):
+        return {}
+    return {"attacks": asdict(masking.summarise(survived, int(parameters.get("steps", 0))))}  # type: ignore[arg-type]
 
 
 def clean_numbers(rows: Sequence[Row], num_classes: int | None) -> dict[str, Any]:
@@ -108,12 +119,19 @@ def clean_numbers(rows: Sequence[Row], num_classes: int | None) -> dict[str, Any
     Inputs that failed before the model saw them count as wrong, as they do in every rate. Nothing is said where a record that did
     not fail has no prediction, as in runs of earlier releases.
     """
-    known = bool(rows) and all(row.record.clean is not None or row.failed for row in rows)
-    if not known or all(row.record.clean is None for row in rows):
+    known = bool(rows) and all(_clean(row) is not None or row.failed for row in rows)
+    if not known or all(_clean(row) is None for row in rows):
         return {}
-    seen = [row for row in rows if row.record.clean is not None]
-    right = sum(row.record.clean == row.record.label for row in seen)
+    seen = [row for row in rows if _clean(row) is not None]
+    right = sum(_clean(row) == row.record.label for row in seen)
     return {"clean_correct": right, "clean_accuracy": right / len(rows), "doubt": _doubt(right, len(seen), num_classes)}
+
+
+def _clean(row: Row) -> int | None:
+    """Return the model's class without noise: recorded beside a certifier's, or the very prediction of an attack or none."""
+    if row.claim is not None and row.claim.guarantee in (Guarantee.EMPIRICAL, Guarantee.NONE) and row.record.clean is None:
+        return row.prediction
+    return row.record.clean
 
 
 def _doubt(right: int, total: int, num_classes: int | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from rsplugins.certificate import CLIPPED, Norm
 from rsplugins.rounding import round_down
@@ -13,10 +12,18 @@ from rsplugins.runs.rows import Row
 from rsplugins.runs.run import Run
 from rsplugins.runs.summary import average_radius, certified_count, radius_grid, summarise
 
-Format = Literal["markdown", "latex"]
-ESTIMATES = "Estimates, not certificates"
+CERTIFIED, ESTIMATES, ATTACKED = "Certified", "Estimates, not certificates", "Under attack, not certificates"
+PREDICTED = "Predictions, without a guarantee"
 EDITED = "NOT VERIFIED, edited after it was written"
 """What heads the numbers of a run that does not verify, whatever they claim to be."""
+_TITLES = {"estimate": ESTIMATES, "empirical": ATTACKED, "none": PREDICTED}
+_ORDER = (CERTIFIED, ESTIMATES, ATTACKED, PREDICTED, EDITED)
+_COUNTED = {
+    CERTIFIED: "with at least that certified radius",
+    ATTACKED: "after attacks within that radius (no certificates)",
+    PREDICTED: "by the model as it is",
+}
+"""What a column of a radius counts; others count at the estimated radius."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,6 @@ class Table:
             f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n\\caption{{{caption}}}\n\\end{{table}}\n"
         )
 
-    def to_text(self, form: Format) -> str:
-        """Return the table in a format by name."""
-        return self.to_latex() if form == "latex" else self.to_markdown()
-
 
 def _escape(text: str) -> str:
     table = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -66,12 +69,10 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[tuple[int, str], list[Run]] = {}
     for run in runs:
         summary = summarise(run)
-        kind = 2 if run.problems else int(not summary["certifies"])
-        groups.setdefault((kind, summary["norm"] or "no"), []).append(run)
-    titles = {}
-    for (kind, norm), members in sorted(groups.items(), key=lambda item: item[0]):
-        titles[f"{('Certified', ESTIMATES, EDITED)[kind]}, {norm} norm"] = members
-    return titles
+        title = EDITED if run.problems else CERTIFIED if summary["certifies"] else _TITLES.get(summary["guarantee"], ESTIMATES)
+        where = "" if title == PREDICTED else f", {summary['norm'] or 'no'} norm"
+        groups.setdefault((_ORDER.index(title), title + where), []).append(run)
+    return {title: members for (_, title), members in sorted(groups.items(), key=lambda item: item[0])}
 
 
 def guarantee_label(run: Run) -> str:
@@ -98,12 +99,14 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
     tables = []
     for title, members in group_runs(runs).items():
         grid = radius_columns(members)
-        certified = not title.startswith((ESTIMATES, EDITED))
+        certified = title.startswith(CERTIFIED)
         mean = "ACR" if certified else "mean r"  # an average of estimates is no average certified radius
         fixed = ("method", "guarantee", "n", "sigma", "inputs", "failed", "abstain", "clean accuracy", "accuracy", mean)
         header = (*fixed, *(radius_label(radius, members) for radius in grid))
         rows = tuple((labels[id(run)], *_cells(run, grid)) for run in members)
-        what = "with at least that certified radius" if certified else "at the estimated radius (no certificates)"
+        what = next(
+            (text for kind, text in _COUNTED.items() if title.startswith(kind)), "at the estimated radius (no certificates)"
+        )
         note = (
             f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. "
             f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. "
@@ -127,6 +130,8 @@ def radius_columns(runs: Sequence[Run]) -> list[float]:
     largest = max(summarise(run)["largest_radius"] for run in runs)
     if asked and None not in verified:
         return sorted({0.0, *asked})
+    if all(summarise(run)["guarantee"] == "none" for run in runs):
+        return []
     if _in_grey_levels(runs):
         largest = largest or 4 / 255
         step = next(step for step in (0.125, 0.25, 0.5, 1.0, 2.0, 4.0) if 255 * largest / step < 10)
@@ -261,9 +266,7 @@ def _warning(pair: Sequence[Run]) -> str:
     if a["norm"] != b["norm"]:
         return f"The norms differ ({a['norm']} and {b['norm']}): the radii are not comparable, so they are not compared."
     if a["certifies"] != b["certifies"]:
-        return (
-            "One of the two is an estimate: its radii are not certificates, and the difference is not a gain in certified radius."
-        )
+        return "One of the two certifies nothing: its radii are not certificates, and the difference is no certified gain."
     here, there = (set(summary["assumptions"]) for summary in (a, b))
     if (CLIPPED in here) != (CLIPPED in there):
         return f"The radii of one of the two are {CLIPPED}. A larger one there is not a gain over the other."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.certificate import CLIPPED
-from rsplugins.runs.output import RESULTS, SUMMARY
+from rsplugins.runs.derived import RESULTS, SUMMARY
 from rsplugins.runs.record import RECORDS, RecordFile, read_files, record_files
 from rsplugins.runs.run import Run, open_run
 from rsplugins.runs.seals import DIGESTS, SEALED, SHOWN, digest_problems, some

@@ -11,9 +11,9 @@ The engine runs many programs at once and fills every micro-batch across them.
 """
 
 from rsplugins.sampling.engine import Sampler, check_independent
-from rsplugins.sampling.integer import IntegerNoise, check_on_grid, gaussian_noise, grid_evidence
+from rsplugins.sampling.grid_noise import IntegerNoise, check_on_grid, gaussian_noise, grid_evidence
 from rsplugins.sampling.noise import GaussianNoise, NoiseSource, block_seed
-from rsplugins.sampling.tally import Draw, Program, Tally
+from rsplugins.sampling.program import Draw, Program, Tally
 
 __all__ = [
     "Draw",

@@ -16,12 +16,13 @@ from rsplugins import arithmetic, checks
 from rsplugins.certificate import Gathered
 from rsplugins.errors import InputValueError, ParameterError, warn
 from rsplugins.execution import Execution
+from rsplugins.machine.device import is_out_of_memory
 from rsplugins.sampling import tuning
+from rsplugins.sampling.bookkeeping import Clock, Segment, Slot
 from rsplugins.sampling.independence import Guard
 from rsplugins.sampling.noise import EXACT, GaussianNoise, NoiseSource, too_coarse
-from rsplugins.sampling.readers import Reader, Sample, ScoreReader, VoteReader
-from rsplugins.sampling.slots import Clock, Segment, Slot
-from rsplugins.sampling.tally import Program
+from rsplugins.sampling.program import Program
+from rsplugins.sampling.votes import Reader, Sample, ScoreReader, VoteReader
 
 Work = Iterable[tuple[int, Tensor, Program]]
 """(index, item, program) of each input; items of one run have one shape, which may be anything: images, latents, patches."""
@@ -185,7 +186,7 @@ class Sampler:
             self._check(sum(segment.rows for segment in segments))
             logits = self._evaluate(segments)
         except (RuntimeError, MemoryError) as error:
-            if not tuning.is_out_of_memory(error) or self.batch_size == 1:
+            if not is_out_of_memory(error) or self.batch_size == 1:
                 raise
             for segment in segments:
                 segment.slot.next = segment.start

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from rsplugins.checks import named_layer
 from rsplugins.double import double
 from rsplugins.errors import UsageError
+from rsplugins.machine.device import is_out_of_memory
 from rsplugins.sampling.state import Seen, Watch, changed, generators
-from rsplugins.sampling.tuning import is_out_of_memory
 from rsplugins.watch import check_each_alone
 
 SMALL = (2, 7)

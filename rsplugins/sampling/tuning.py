@@ -8,17 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rsplugins.machine.device import is_out_of_memory
+
 _ABOUT_EQUAL = 0.97
 CANDIDATES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _MORE_ON_CUDA = (2048, 4096)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed, on any device."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    texts = ("out of memory", "allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def prefers_channels_last(function: Callable[[Tensor], Tensor]) -> bool:

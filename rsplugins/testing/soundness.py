@@ -15,9 +15,9 @@ from scipy import stats
 from torch import Tensor
 
 from rsplugins.certificate import Claim, Guarantee, Norm
+from rsplugins.testing.known_radii import World
 from rsplugins.testing.outcome import BrokenContractError, NotChecked, require
 from rsplugins.testing.subject import Subject
-from rsplugins.testing.worlds import World
 
 TOLERANCE = 2e-6
 """On a radius: the model rounds in float32, and images are float32."""

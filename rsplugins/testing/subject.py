@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from rsplugins.certificate import Claim, Gathered, Guarantee, Norm
-from rsplugins.certification import certifier_class, prepare, run_certifier
+from rsplugins.certification import batched, certifier_class, is_labelled, prepare, run_certifier
 from rsplugins.certifier import Execution
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError, UsageError
@@ -60,7 +60,7 @@ class Subject:
         if about is None:
             guarantee = subject.descriptor.guarantee
             about = "smoothed" if guarantee is Guarantee.PROBABILISTIC or "sigma" in fields else "classifier"
-        return replace(subject, about=about, norm=Norm(norm) if norm else subject.descriptor.norms[0])
+        return replace(subject, about=about, norm=Norm(norm) if norm else next(iter(subject.descriptor.norms), Norm.L2))
 
     @property
     def descriptor(self) -> CertifierDescriptor:
@@ -94,7 +94,9 @@ class Subject:
         values = certifier.parameters.model_dump(mode="json")
         claim = self.entry.load_claim()
         pairs = list(zip(range(len(images)) if indices is None else indices, images, strict=True))
-        found = list(run_certifier(self.entry, certifier, pairs))
+        labels = [int(classifier(image[None]).argmax(1)) if is_labelled(self.entry) else None for _, image in pairs]
+        inputs = [batched(certifier, *pair, place, label) for place, (pair, label) in enumerate(zip(pairs, labels, strict=True))]
+        found = list(run_certifier(self.entry, certifier, inputs))
         require(len(found) == len(pairs), f"gather yielded {len(found)} results for {len(pairs)} inputs")
         failed = next((gathered for gathered in found if gathered.error is not None), None)
         require(failed is None, f"input {failed and failed.index} failed: {failed and failed.error}")

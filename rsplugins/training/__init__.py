@@ -11,6 +11,9 @@ The trainer is run by ``rsplugins train RECIPE.toml``; the hooks work in anybody
 
 from __future__ import annotations
 
+from rsplugins.attacks.pgd import Geometry
+from rsplugins.data.streamed import StreamedTable
+from rsplugins.data.table import ImageTable
 from rsplugins.training.adversarial import AdversarialTraining, FriendlyAdversarialTraining, Mart, Trades
 from rsplugins.training.bounding import EtbReleasedTraining, EtbTraining, IbpTraining, SoundEtbTraining
 from rsplugins.training.covariance import CovarianceTraining
@@ -24,11 +27,9 @@ from rsplugins.training.gairat import (
     MailTrades,
     MarginWeights,
 )
-from rsplugins.training.hooks import Batch, Geometry, Hooks, Start, TrainingHookSpecs, hookimpl
+from rsplugins.training.hooks import Batch, Hooks, Start, TrainingHookSpecs, hookimpl
 from rsplugins.training.recipe import Recipe, load_recipe
 from rsplugins.training.smoothing import Consistency, GaussianAugmentation, LatentNoise, Macer
-from rsplugins.training.streamed import StreamedTable
-from rsplugins.training.table import ImageTable
 from rsplugins.training.trainer import Trainer, TrainingDivergedError, TrainingResult
 
 __all__ = [

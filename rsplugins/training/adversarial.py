@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks import pgd
+from rsplugins.attacks.inputs import cross_entropy, full
 from rsplugins.errors import ParameterError
-from rsplugins.training import attacks
+from rsplugins.parameters import Count, Eps, Flag, NonNegative, Positive, Settings, Whole, settings
 from rsplugins.training.hooks import Batch, hookimpl, weighted_cross_entropy, weighted_mean
-from rsplugins.training.inputs import cross_entropy, full
-from rsplugins.training.schema import Count, Eps, NonNegative, Positive, Settings, Whole
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class AdversarialTraining(Settings):
     """AT (Madry et al., ICLR 2018): the cross-entropy on PGD images.
 
@@ -32,7 +31,7 @@ class AdversarialTraining(Settings):
     eps: Eps
     step_size: Positive | None = None
     steps: Count = 10
-    random_start: bool = True
+    random_start: Flag = True
     ramp: NonNegative = 0.0
 
     @property
@@ -40,14 +39,14 @@ class AdversarialTraining(Settings):
         """The step size at full eps."""
         return self.eps / 4 if self.step_size is None else self.step_size
 
-    def attack(self, batch: Batch, *, objective: attacks.Objective | None = None, stop_after: int | None = None) -> Tensor:
+    def attack(self, batch: Batch, *, objective: pgd.Objective | None = None, stop_after: int | None = None) -> Tensor:
         """Attack the batch's clean images from a uniform start, and leave the geometry in the batch."""
         start = batch.uniform(batch.images, self.eps * self.grown(batch)) if self.random_start else None
         return self._pgd(batch, start, objective, stop_after)
 
-    def _pgd(self, batch: Batch, start: Tensor | None, objective: attacks.Objective | None, stop_after: int | None) -> Tensor:
+    def _pgd(self, batch: Batch, start: Tensor | None, objective: pgd.Objective | None, stop_after: int | None) -> Tensor:
         grown = self.grown(batch)
-        images, batch.geometry = attacks.pgd(
+        images, batch.geometry = pgd.pgd(
             batch.model,
             batch.images,
             batch.labels,
@@ -76,7 +75,7 @@ class AdversarialTraining(Settings):
         return weighted_cross_entropy(batch.logits, batch.labels, weights)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class FriendlyAdversarialTraining(AdversarialTraining):
     """FAT (Zhang et al., ICML 2020): PGD that stops tau steps after the first misclassified iterate.
 
@@ -106,7 +105,7 @@ class FriendlyAdversarialTraining(AdversarialTraining):
         return self.attack(batch, stop_after=self.tau_at(batch.epoch))
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Trades(AdversarialTraining):
     """TRADES (Zhang et al., ICML 2019): CE(f(x), y) + beta KL(p(x) || p(x')), x' maximising the KL.
 
@@ -121,11 +120,11 @@ class Trades(AdversarialTraining):
     @hookimpl
     def perturb(self, batch: Batch) -> Tensor | None:
         """Return images that maximise the KL from the clean prediction, started a little beside the clean image."""
-        with attacks.evaluation_mode(batch.model), torch.no_grad():
+        with pgd.evaluation_mode(batch.model), torch.no_grad():
             clean = full(batch.model(batch.images))
         # torch 2.3 keeps the casts of weights made without gradients, and the loss would not reach the weights.
         torch.clear_autocast_cache()
-        return self._pgd(batch, self.small_start(batch), attacks.divergence(clean), None)
+        return self._pgd(batch, self.small_start(batch), pgd.divergence(clean), None)
 
     def small_start(self, batch: Batch) -> Tensor | None:
         """Return the Gaussian offset of 0.001 at which TRADES starts: at the clean image itself the KL has no gradient."""
@@ -138,7 +137,7 @@ class Trades(AdversarialTraining):
         return cross_entropy(clean, batch.labels) + self.beta * weighted_mean(kl(clean, perturbed), weights)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Mart(AdversarialTraining):
     """MART (Wang et al., ICLR 2020): boosted cross-entropy plus a KL that weighs misclassified inputs more.
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks.inputs import full
 from rsplugins.errors import ParameterError
+from rsplugins.parameters import Eps, Flag, Fraction, NonNegative, Positive, Settings, settings
+from rsplugins.training.chain_bounds import Blocks, Bound, Bounder, Chain, make_bounder
 from rsplugins.training.hooks import Batch, Start, hookimpl
-from rsplugins.training.inputs import full
-from rsplugins.training.propagation import Blocks, Bound, Bounder, Chain, make_bounder
-from rsplugins.training.schema import Eps, Fraction, NonNegative, Positive, Settings
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class IbpTraining(Settings):
     """IBP training (Gowal et al., ICCV 2019): share * CE(f(x), y) + (1 - share) * CE(worst-case logits, y).
 
@@ -39,7 +38,7 @@ class IbpTraining(Settings):
     warmup: NonNegative = 0.0
     ramp: NonNegative = 0.0
     clean_share: Fraction = 0.5
-    clip: bool = True
+    clip: Flag = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,7 +91,7 @@ class IbpTraining(Settings):
         return self._bounder
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class SoundEtbTraining(IbpTraining):
     """Training with sound ETB bounds, ours: IBP training with bounds that are never wider.
 
@@ -121,7 +120,7 @@ class SoundEtbTraining(IbpTraining):
         return torch.as_tensor((1.0 - self.ibp_share) * own + self.ibp_share * interval)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class EtbTraining(SoundEtbTraining):
     """Training with blockwise expected tight bounds, which are not sound: a surrogate that certified bounds may follow.
 
@@ -131,7 +130,7 @@ class EtbTraining(SoundEtbTraining):
     bound: ClassVar[Bound] = "etb"
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class EtbReleasedTraining(IbpTraining):
     """ETB training as in the released code: CE(f(x), y) + factor * CE(z / (T max|z|), y), for chains only.
 
@@ -145,7 +144,7 @@ class EtbReleasedTraining(IbpTraining):
 
     factor: Positive = 1.0
     temperature: Positive = 1.0
-    clip: bool = False
+    clip: Flag = False
 
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.parameters import Flag, NonNegative, Positive, Whole, settings
 from rsplugins.training.hooks import Batch, hookimpl
-from rsplugins.training.schema import NonNegative, Positive, Whole
 from rsplugins.training.smoothing import GaussianAugmentation, quantile_hinge
 
 if TYPE_CHECKING:
     from rsplugins.moments.network import Propagation
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class CovarianceTraining(GaussianAugmentation):
     """Cross-entropy of the propagated mean plus two hinges on the radius, with one propagation in place of many samples.
 
@@ -44,7 +43,7 @@ class CovarianceTraining(GaussianAugmentation):
     burn_in: Whole = 0
     representation: Literal["channel", "full"] = "channel"
     inflation: NonNegative = 0.1
-    detach: bool = False
+    detach: Flag = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

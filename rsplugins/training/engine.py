@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,26 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rsplugins.attacks.inputs import hard
 from rsplugins.classifier import Classifier
+from rsplugins.data.table import as_float, augment, derived_seed
 from rsplugins.double import bring
 from rsplugins.errors import UsageError
+from rsplugins.machine.ranks import Ranks
 from rsplugins.training.hooks import Batch, Hooks
-from rsplugins.training.inputs import hard
 from rsplugins.training.precision import unsafe_in_bfloat16, why_float32
-from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import OptimizerSettings, Recipe
 from rsplugins.training.schedule import lr_factor
-from rsplugins.training.table import as_float, augment
-
-
-def derived_seed(*parts: int) -> int:
-    """Return a 63-bit seed that is a function of the parts alone.
-
-    All randomness of a step comes from (seed, epoch, step, rank), so a resumed run needs no generator state and equals an
-    uninterrupted one.
-    """
-    text = ",".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def make_optimizer(settings: OptimizerSettings, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:

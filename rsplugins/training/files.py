@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from typing import Any
 import torch
 
 from rsplugins.errors import RunError, UsageError
-from rsplugins.provenance import processor, version
+from rsplugins.machine.files import whole, write_whole
+from rsplugins.provenance import processor
 from rsplugins.training.recipe import Recipe
 
 CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
@@ -27,24 +26,10 @@ CHECKPOINT, METRICS, MODEL, RECORD, CURVES, RECIPE = (
 )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a killed writer, leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def save_checkpoint(directory: Path, state: Mapping[str, Any]) -> None:
-    """Save a checkpoint atomically."""
-    temporary = directory / f".{CHECKPOINT}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
+    """Save a checkpoint, whole or not at all."""
+    with whole(directory / CHECKPOINT) as file:
         torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / CHECKPOINT)
 
 
 def load_checkpoint(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
@@ -83,7 +68,7 @@ def read_metrics(directory: Path, before_epoch: int | None = None) -> list[dict[
 
 def write_metrics(directory: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write metrics.jsonl, a row an epoch."""
-    write_atomically(directory / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(directory / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def save_model(directory: Path, module: torch.nn.Module) -> dict[str, Any]:
@@ -92,27 +77,14 @@ def save_model(directory: Path, module: torch.nn.Module) -> dict[str, Any]:
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     data = save(state, metadata={"format": "pt"})
-    write_atomically(directory / MODEL, data)
+    write_whole(directory / MODEL, data)
     return {"file": MODEL, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def write_record(directory: Path, record: Mapping[str, Any]) -> None:
     """Write training.json, with the processor's name besides."""
     record = {"processor": processor(), **record}
-    write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a record names."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "rsplugins": version()}
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    """Return ``"cpu"``, or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    write_whole(directory / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def plot_curves(directory: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -144,23 +116,3 @@ def plot_curves(directory: Path, rows: Sequence[Mapping[str, Any]], title: str) 
     temporary = directory / f".{CURVES}.tmp.png"
     figure.savefig(temporary, dpi=120)
     temporary.replace(directory / CURVES)
-
-
-__all__ = [
-    "CHECKPOINT",
-    "CURVES",
-    "METRICS",
-    "MODEL",
-    "RECIPE",
-    "RECORD",
-    "device_name",
-    "load_checkpoint",
-    "plot_curves",
-    "read_metrics",
-    "save_checkpoint",
-    "save_model",
-    "versions",
-    "write_atomically",
-    "write_metrics",
-    "write_record",
-]

@@ -7,24 +7,32 @@ GAIRAT models is far below PGD). Judge them with ``rsplugins attack``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks import pgd
+from rsplugins.attacks.inputs import full
 from rsplugins.errors import ParameterError
-from rsplugins.training import attacks
+from rsplugins.parameters import Flag, NonNegative, Number, Positive, Settings, Whole, number, settings
 from rsplugins.training.adversarial import AdversarialTraining, FriendlyAdversarialTraining, Mart, Trades, kl
-from rsplugins.training.geometry import Scheme, geometry_weights, margin_weights
 from rsplugins.training.hooks import Batch, Start, hookimpl
-from rsplugins.training.inputs import full
-from rsplugins.training.schema import Positive, Range, Settings, Whole
-
-Lambda = Annotated[float, Range(finite=False, fix="Use a number, or inf for equal weights.")]
+from rsplugins.training.instance_weights import Scheme, geometry_weights, margin_weights
 
 
-@dataclass(kw_only=True, eq=False)
+def _no_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("a number, or inf for equal weights")
+    return value
+
+
+Lambda = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(number), AfterValidator(_no_nan)]
+"""A number, or inf for equal weights."""
+
+
+@settings
 class _Late(Settings):
     """Weights that start after a burn-in.
 
@@ -44,13 +52,13 @@ class _Late(Settings):
             )
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class GeometryWeights(_Late):
     """GAIRAT's instance weights, on top of any hook whose attack counts the geometry.
 
     Attributes:
         lambda_: larger is closer to equal weights; -1 for GAIRAT and 0 for GAIR-FAT in the paper, inf recovers the plain method.
-        scheme: ``"tanh"``, ``"sigmoid"`` or ``"discrete"``; see :func:`~rsplugins.training.geometry.geometry_weights`.
+        scheme: ``"tanh"``, ``"sigmoid"`` or ``"discrete"``; see :func:`~rsplugins.training.instance_weights.geometry_weights`.
         kappa: ``"first"``, the least number of steps to a misclassified iterate (the paper); or ``"correct"``, the number of
             correctly classified iterates (the released code).
         normalise: whether weights have mean 1 over the batch; under torchrun, over each process's share of it.
@@ -65,9 +73,9 @@ class GeometryWeights(_Late):
     lambda_: Lambda = -1.0
     scheme: Scheme = "tanh"
     kappa: Literal["first", "correct"] = "first"
-    normalise: bool = True
+    normalise: Flag = True
     schedule: Literal["fixed", "linear", "steps"] = "fixed"
-    lambda_max: Annotated[float, Range()] = 3.0
+    lambda_max: Number = 3.0
     lambda_steps: tuple[tuple[Whole, Lambda], ...] = ()
 
     def __post_init__(self) -> None:
@@ -113,24 +121,24 @@ class GeometryWeights(_Late):
         return geometry_weights(kappa, batch.geometry.steps, lambda_, self.scheme, normalise=self.normalise)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Gairat(GeometryWeights, AdversarialTraining):
     """GAIRAT: AT with geometry weights."""
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class GairFat(GeometryWeights, FriendlyAdversarialTraining):
     """GAIR-FAT: FAT with geometry weights. Inputs keep their places, so labels and images cannot come apart."""
 
     lambda_: Lambda = 0.0
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class GairMart(GeometryWeights, Mart):
     """GAIR-MART, by our definition: the paper's code has none. Geometry weights multiply both terms of MART's loss."""
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class GairTrades(GeometryWeights, Trades):
     """GAIR-TRADES as in the released semi-supervised code: w KL on TRADES' images and 1 - w on margin-attack images.
 
@@ -141,7 +149,7 @@ class GairTrades(GeometryWeights, Trades):
     lambda_: Lambda = 3.0
     scheme: Scheme = "tanh-rst"
     kappa: Literal["first", "correct"] = "correct"
-    normalise: bool = False
+    normalise: Flag = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,14 +165,14 @@ class GairTrades(GeometryWeights, Trades):
         if weights is None:
             return super().loss(batch, None)
         geometry = batch.geometry
-        second = self._pgd(batch, self.small_start(batch), attacks.margin(batch.labels), None)
+        second = self._pgd(batch, self.small_start(batch), pgd.margin(batch.labels), None)
         batch.geometry = geometry
         perturbed, by_margin, clean = batch.logits, full(batch.model(second)), full(batch.model(batch.images))
         robust = weights * kl(clean, perturbed) + (1.0 - weights) * kl(clean, by_margin)
         return F.cross_entropy(clean, batch.labels) + self.beta * robust.mean()
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class MarginWeights(_Late):
     """MAIL's instance weights from the probability margin of the adversarial images.
 
@@ -177,8 +185,8 @@ class MarginWeights(_Late):
     soft_labels: ClassVar[bool] = False
 
     slope: Positive = 10.0
-    bias: Annotated[float, Range()] = -0.5
-    normalise: bool = False
+    bias: Number = -0.5
+    normalise: Flag = False
 
     @hookimpl
     def instance_weights(self, batch: Batch) -> Tensor | None:
@@ -188,15 +196,15 @@ class MarginWeights(_Late):
         return margin_weights(batch.logits, batch.labels, slope=self.slope, bias=self.bias, normalise=self.normalise)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class MailAt(MarginWeights, AdversarialTraining):
     """MAIL-AT: AT with margin weights."""
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class MailTrades(MarginWeights, Trades):
     """MAIL-TRADES: TRADES with margin weights on the KL term."""
 
     slope: Positive = 2.0
-    bias: Annotated[float, Range()] = 0.0
-    beta: Annotated[float, Range(0.0)] = 5.0
+    bias: Number = 0.0
+    beta: NonNegative = 5.0

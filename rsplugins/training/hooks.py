@@ -21,29 +21,14 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
+from rsplugins.attacks.inputs import as_labels, check_images, check_labels, cross_entropy, full
+from rsplugins.attacks.pgd import Geometry
 from rsplugins.errors import UsageError
-from rsplugins.training.inputs import as_labels, check_images, check_labels, cross_entropy, full
 
 PROJECT = "rsplugins-training"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How far each input is from the decision boundary, counted in attack steps.
-
-    Attributes:
-        first: (B,) the least number of steps after which the iterate is misclassified, ``steps`` if never (Zhang et al. 2021).
-        correct: (B,) how many of the iterates x_0 .. x_{steps-1} are classified correctly (the released code). The two differ
-            where a prediction flips back.
-        steps: K.
-    """
-
-    first: Tensor
-    correct: Tensor
-    steps: int
 
 
 @dataclass

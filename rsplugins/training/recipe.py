@@ -9,17 +9,30 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from rsplugins.errors import ParameterError, UsageError
-from rsplugins.training.schema import Count, Fraction, NonNegative, Positive, Range, Settings, Sigma, Whole, plain, read
+from rsplugins.parameters import (
+    Count,
+    Eps,
+    Flag,
+    Fraction,
+    NonNegative,
+    Positive,
+    Settings,
+    Sigma,
+    Whole,
+    plain,
+    read,
+    settings,
+)
 
-Share = Annotated[float, Range(0.0, 1.0, open_low=True)]
 
-
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class DataSettings(Settings):
     """Where inputs come from and how they are augmented.
 
@@ -37,16 +50,14 @@ class DataSettings(Settings):
         workers: processes that read a streamed split; 0 reads in the trainer's own; None for one a core, 16 at most.
     """
 
-    WHERE = "[data]"
-
     name: str
     train: str = "train"
     test: str = "test"
     input_size: tuple[Count, ...] | None = None
     crop: Whole = 0
-    flip: bool = False
-    scale: tuple[Share, Share] | None = None
-    resident: bool | None = None
+    flip: Flag = False
+    scale: tuple[Eps, Eps] | None = None
+    resident: Flag | None = None
     workers: Whole | None = None
 
     def __post_init__(self) -> None:
@@ -63,7 +74,7 @@ class DataSettings(Settings):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class ModelSettings(Settings):
     """The network, with its normalisation inside.
 
@@ -74,15 +85,13 @@ class ModelSettings(Settings):
         arguments: for the architecture.
     """
 
-    WHERE = "[model]"
-
     architecture: str
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class OptimizerSettings(Settings):
     """SGD, Adam or AdamW.
 
@@ -95,17 +104,15 @@ class OptimizerSettings(Settings):
         clip_norm: largest gradient norm, or None.
     """
 
-    WHERE = "[optimizer]"
-
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Positive = 0.1
     weight_decay: NonNegative = 5e-4
-    momentum: Annotated[float, Range(0.0, 0.9999)] = 0.9
-    nesterov: bool = False
+    momentum: Annotated[NonNegative, Field(le=0.9999)] = 0.9
+    nesterov: Flag = False
     clip_norm: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class ScheduleSettings(Settings):
     """The learning rate over the run, as a factor of ``lr`` at each step.
 
@@ -115,8 +122,6 @@ class ScheduleSettings(Settings):
         milestones: epochs, counted from 0, at which multistep multiplies by gamma.
         gamma: of multistep.
     """
-
-    WHERE = "[schedule]"
 
     name: Literal["cosine", "multistep", "onecycle", "constant"] = "cosine"
     warmup: NonNegative = 0.0
@@ -132,7 +137,7 @@ class ScheduleSettings(Settings):
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class TrainingSettings(Settings):
     """How long, how large and in which arithmetic.
 
@@ -148,18 +153,16 @@ class TrainingSettings(Settings):
         evaluate_every: epochs between measurements on the test split; the last epoch always is measured.
     """
 
-    WHERE = "[training]"
-
     epochs: Count
     batch_size: Count = 128
     precision: Literal["float32", "bfloat16"] = "float32"
-    channels_last: bool = True
-    compile: bool = False
-    ema: Annotated[float, Range(0.0, 0.999999)] = 0.0
+    channels_last: Flag = True
+    compile: Flag = False
+    ema: Annotated[NonNegative, Field(le=0.999999)] = 0.0
     evaluate_every: Count = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class EvaluationSettings(Settings):
     """What is measured, and packed as evidence, once the model is trained (``zoo/train_all.py``).
 
@@ -171,16 +174,14 @@ class EvaluationSettings(Settings):
         images: how many test inputs are attacked, spread over the split.
     """
 
-    WHERE = "[evaluation]"
-
     sigma: Sigma | None = None
     n: Count = 100_000
     stride: Count = 20
-    eps: Annotated[float, Range(0.0, 1.0, open_low=True)] | None = None
+    eps: Eps | None = None
     images: Count = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings(frozen=True)
 class Recipe(Settings):
     """How a model is trained.
 
@@ -190,8 +191,6 @@ class Recipe(Settings):
         data: see :class:`DataSettings`; ``model``, ``optimizer``, ``schedule``, ``training``, ``evaluation`` likewise.
         hooks: a table each: ``name`` and the settings of the training hook.
     """
-
-    WHERE = "recipe"
 
     name: str
     data: DataSettings
@@ -256,25 +255,6 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for key, value in (overrides or {}).items():
         _override(values, key, value)
     return read(Recipe, values, str(path.name))
-
-
-def parse_overrides(assignments: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` texts of a command line; values are TOML, and plain words are text.
-
-    Example:
-        >>> parse_overrides(["training.epochs=1", "data.name=mnist"])
-        {'training.epochs': 1, 'data.name': 'mnist'}
-    """
-    overrides: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"{assignment!r} is not KEY=VALUE.", fix="Write --set training.epochs=10.")
-        try:
-            overrides[key.strip()] = _toml().loads(f"value = {text}")["value"]
-        except ValueError:
-            overrides[key.strip()] = text
-    return overrides
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rsplugins.training.schema import Settings, read
+from rsplugins.parameters import Settings, read
 
 
 def make_hook(table: Mapping[str, Any]) -> object:

@@ -5,20 +5,20 @@ All noise levels are on raw [0, 1] pixels, before the normalisation inside the m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, Strict
 from torch import Tensor
 from torch.nn import functional as F
 
+from rsplugins.attacks.inputs import cross_entropy, full
 from rsplugins.errors import ParameterError
+from rsplugins.parameters import NonNegative, Positive, Settings, Sigma, settings
 from rsplugins.training.hooks import Batch, Start, hookimpl, weighted_cross_entropy
-from rsplugins.training.inputs import cross_entropy, full
-from rsplugins.training.schema import NonNegative, Positive, Range, Settings, Sigma
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class GaussianAugmentation(Settings):
     """Gaussian augmentation (Cohen et al., ICML 2019): cross-entropy on x + N(0, sigma^2 I), not clipped.
 
@@ -34,7 +34,7 @@ class GaussianAugmentation(Settings):
         return batch.images + self.sigma * batch.gaussian(batch.images)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class _ManySamples(GaussianAugmentation):
     """Several noisy copies of each image in one forward pass.
 
@@ -42,7 +42,7 @@ class _ManySamples(GaussianAugmentation):
         samples: copies of each image, m.
     """
 
-    samples: Annotated[int, Range(2)] = 2
+    samples: Annotated[int, Field(ge=2), Strict()] = 2
 
     @hookimpl
     def perturb(self, batch: Batch) -> Tensor | None:
@@ -58,7 +58,7 @@ class _ManySamples(GaussianAugmentation):
         return logits
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Consistency(_ManySamples):
     """Consistency regularisation (Jeong and Shin, NeurIPS 2020).
 
@@ -78,7 +78,7 @@ class Consistency(_ManySamples):
         return consistency_loss(self.sampled(batch), batch.labels, lambda_=self.lambda_, eta=self.eta)
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class Macer(_ManySamples):
     """MACER (Zhai et al., ICLR 2020): maximise the smoothed classifier's soft radius where it is right.
 
@@ -90,7 +90,7 @@ class Macer(_ManySamples):
 
     soft_labels: ClassVar[bool] = False
 
-    samples: Annotated[int, Range(2)] = 16
+    samples: Annotated[int, Field(ge=2), Strict()] = 16
     lambda_: NonNegative = 12.0
     beta: Positive = 16.0
     gamma: Positive = 8.0
@@ -103,7 +103,7 @@ class Macer(_ManySamples):
         )
 
 
-@dataclass(kw_only=True, eq=False)
+@settings
 class LatentNoise(Settings):
     """Training for latent smoothing: cross-entropy of head(encoder(x) + N(0, sigma^2 I)).
 

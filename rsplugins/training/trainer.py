@@ -14,20 +14,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rsplugins.classifier import Classifier
-from rsplugins.errors import ParameterError, RspluginsError, RunError
+from rsplugins.data.table import Table, as_float, derived_seed
+from rsplugins.errors import RspluginsError, RunError
 from rsplugins.lipschitz.orthogonal import plain
+from rsplugins.machine.device import choose_device, device_name
+from rsplugins.machine.files import write_whole
+from rsplugins.machine.progress import Progress, Silent, for_stream
+from rsplugins.machine.ranks import Ranks
 from rsplugins.models import architectures
+from rsplugins.models.manifest import stored
+from rsplugins.provenance import versions
 from rsplugins.stopping import Stop, note
 from rsplugins.training import files
-from rsplugins.training.engine import Engine, derived_seed
+from rsplugins.training.engine import Engine
 from rsplugins.training.hooks import Hooks
-from rsplugins.training.progress import Progress
-from rsplugins.training.ranks import Ranks
 from rsplugins.training.recipe import Recipe, to_toml
 from rsplugins.training.registry import make_hook
-from rsplugins.training.streamed import open_table
-from rsplugins.training.table import Table, as_float
-from rsplugins.zoo.sources import TRAINING_ONLY
+from rsplugins.training.splits import open_table
 
 CHECK_EVERY = 50
 """Steps between looks at whether the loss is finite on a GPU, where looking waits for the device."""
@@ -95,9 +98,9 @@ class Trainer:
         chosen = [make_hook(table) for table in recipe.hooks] if hooks is None else list(hooks)
         Hooks(*chosen, epochs=recipe.training.epochs)  # refuse bad settings before anything is loaded
         self.device = choose_device(device)
-        self.ranks = Ranks.from_environment(self.device)
+        self.ranks = Ranks.from_environment().join(self.device)
         if self.device.type == "cuda":
-            self.device = torch.device("cuda", self.ranks.local if self.device.index is None else self.device.index)
+            self.device = torch.device("cuda", self.device.index or 0)
             torch.cuda.set_device(self.device)
         data = recipe.data
         self.train = train or open_table(data, data.train, data_root, self.device, windows=True)
@@ -130,11 +133,13 @@ class Trainer:
             self.engine.load_state(state["engine"])
         self._rows = files.read_metrics(self.directory, before_epoch=epoch)
         self._began, self._spent = time.monotonic(), spent
+        shown: Progress = Silent() if self.quiet else for_stream(every=30.0)
+        whole = self.recipe.training.epochs * self.steps
         # A throw-away fork: the run seeds torch's default generators at every step.
         with (
             torch.random.fork_rng(),
             Stop().handling() as self._stop,
-            Progress(self.recipe.name, self.recipe.training.epochs, self.steps, quiet=self.quiet) as shown,
+            shown.task(self.recipe.name, whole, epoch * self.steps + step, "steps") as self._advance,
         ):
             if self.engine.why_precision:
                 shown.say(f"{self.recipe.name}: trains in {self.engine.precision}: {self.engine.why_precision}")
@@ -178,7 +183,7 @@ class Trainer:
                 for step, (images, labels) in enumerate(batches, first):
                     self.engine.step(images, labels, epoch, step)
                     done = step + 1
-                    shown.at(epoch, step)
+                    self._advance()
                     if self._looks_at(step):
                         self._check(order, epoch)
                         if self._is_over(deadline):
@@ -238,7 +243,9 @@ class Trainer:
         if self.ranks.is_first:
             files.write_metrics(self.directory, self._rows)
         self._save(epoch + 1, 0, order)
-        shown.epoch(row)
+        numbers = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items() if name not in ("epoch", "seconds"))
+        name, epochs = self.recipe.name, self.recipe.training.epochs
+        shown.say(f"{name}: epoch {epoch + 1}/{epochs} in {row['seconds']:.1f} s: {', '.join(numbers)}")
 
     def _check(self, order: Tensor, epoch: int) -> None:
         step = int(self.engine.first_bad)
@@ -284,7 +291,7 @@ class Trainer:
             record = self._record(status)
             if self.ranks.is_first:
                 record["weights"] = files.save_model(self.directory, classifier.module)
-                files.write_atomically(self.directory / files.RECIPE, to_toml(self.recipe).encode())
+                write_whole(self.directory / files.RECIPE, to_toml(self.recipe))
                 if self._rows:
                     files.plot_curves(self.directory, self._rows, self.recipe.name)
                 files.write_record(self.directory, record)
@@ -302,16 +309,16 @@ class Trainer:
             "epochs": len(self._rows),
             "epochs_planned": recipe.training.epochs,
             "minutes": round(self._seconds() / 60, 3),
-            "device": files.device_name(self.device),
+            "device": device_name(self.device),
             "precision": self.engine.precision,
             **({"precision_reason": self.engine.why_precision} if self.engine.why_precision else {}),
             "ranks": self.ranks.world,
             "seed": recipe.seed,
             "recipe_sha256": recipe.sha256(),
-            "versions": files.versions(),
+            "versions": versions(),
             "architecture": {
                 "name": recipe.model.architecture,
-                "arguments": {name: value for name, value in recipe.model.arguments.items() if name not in TRAINING_ONLY},
+                "arguments": stored(recipe.model.arguments),
                 "num_classes": self.train.num_classes,
             },
             "input": {
@@ -339,23 +346,6 @@ def build_classifier(recipe: Recipe, table: Table, module: nn.Module | None = No
         num_classes=table.num_classes,
         source=recipe.name,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name; ``"auto"`` is a GPU when there is one.
-
-    Raises:
-        ParameterError: not a device, or not on this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ParameterError(f"There is no device {name!r}.", fix="Use auto, cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ParameterError("There is no CUDA device on this machine.", fix="Use --device cpu.")
-    return device
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certificate import Guarantee, Norm
+from rsplugins.machine.files import write_whole
+from rsplugins.models import manifest as manifests
+from rsplugins.models.manifest import Manifest, Result
 from rsplugins.provenance import NOT_RECORDED
 from rsplugins.rounding import round_down, round_up
-from rsplugins.runs.files import write_whole
 from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import evidence
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo.manifest import Manifest, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,7 +126,7 @@ def shown(result: Result) -> str:
 
 def which(result: Result) -> str:
     """Return which inputs a number is over, as far as its evidence says: ``1000 (every 10th)``."""
-    if result.stride is None or result.images == 1:
+    if result.stride is None or result.images == 1 or (result.stride == 1 and not result.certifier):
         return str(result.images)
     return f"{result.images} (" + ("in a row" if result.stride == 1 else f"every {result.stride}th") + ")"
 
@@ -299,9 +299,10 @@ def data_figure(models: Sequence[tuple[Path, Manifest]]) -> Figure | None:
 
 def _runs(folder: Path) -> list[Any]:
     from rsplugins.runs.run import open_run
+    from rsplugins.runs.summary import summarise
 
-    heads = [evidence.files(folder, name)[0] for name in evidence.names(folder)]
-    return [open_run(head.parent) for head in heads if head.name == evidence.RUN]
+    runs = [open_run(evidence.place(folder, name)) for name in evidence.names(folder)]
+    return [run for run in runs if summarise(run)["guarantee"] not in ("empirical", "none")]
 
 
 def _bars(manifest: Manifest, rows: Sequence[Result]) -> Figure:

@@ -1,10 +1,7 @@
 """From the records that a model ships to every number of its manifest. No torch, no model.
 
-``records/NAME/`` holds one of three kinds of evidence, an entry an input each:
-
-* ``manifest.json`` and ``records.jsonl``: a run of ``rsplugins certify``;
-* ``attack.json`` and ``attacked.jsonl``: an attack of ``rsplugins attack``;
-* ``predictions.json``: the classes predicted without noise.
+``records/NAME/`` holds a run each, ``manifest.json`` and ``records.jsonl`` with a line an input: of a certifier, of an attack, or
+of the model's own predictions.
 """
 
 from __future__ import annotations
@@ -17,38 +14,40 @@ from typing import Any
 
 from rsplugins.certificate import Guarantee, Norm
 from rsplugins.errors import CheckpointError
+from rsplugins.models.files import sha256
+from rsplugins.models.manifest import Result
 from rsplugins.rounding import round_down, round_up
 from rsplugins.runs.record import RECORDS
 from rsplugins.runs.run import Run, open_run
+from rsplugins.runs.seals import MANIFEST
 from rsplugins.runs.summary import average_radius, certified_count, interval, summarise
-from rsplugins.zoo.files import sha256
-from rsplugins.zoo.manifest import Result
-
-PREDICTIONS, ATTACK, ATTACKED, RUN = "predictions.json", "attack.json", "attacked.jsonl", "manifest.json"
 
 
 def names(folder: Path) -> list[str]:
-    """Return the names of a model's evidence."""
-    return sorted(path.name for path in (folder / "records").glob("*") if path.is_dir())
+    """Return the names of a model's evidence, predictions first: the accuracy of a model is that over most inputs."""
+    found = (path.name for path in (folder / "records").glob("*") if path.is_dir())
+    return sorted(found, key=lambda name: (not name.startswith("predict"), name))
 
 
-def files(folder: Path, name: str) -> list[Path]:
-    """Return the files of one piece of evidence, those with an entry an input last."""
-    place = folder / "records" / name
-    for group in ((RUN, RECORDS), (ATTACK, ATTACKED), (PREDICTIONS,)):
-        if all((place / file).is_file() for file in group):
-            return [place / file for file in group]
-    raise CheckpointError(
-        f"{place} holds no evidence.",
-        cause=f"It needs {RUN} and {RECORDS}, {ATTACK} and {ATTACKED}, or {PREDICTIONS}.",
-        fix="Restore the files, or remove the folder and its results.",
-    )
+def place(folder: Path, name: str) -> Path:
+    """Return the run directory of one piece of evidence.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    found = folder / "records" / name
+    if not all((found / file).is_file() for file in (MANIFEST, RECORDS)):
+        raise CheckpointError(
+            f"{found} holds no evidence.",
+            cause=f"It needs {MANIFEST} and {RECORDS}.",
+            fix="Restore the files, or remove the folder and its results.",
+        )
+    return found
 
 
 def function_sha256(folder: Path, name: str) -> str:
     """Return the fingerprint of the classifier that the evidence is about."""
-    head = read_json(files(folder, name)[0])
-    found = head["settings"].get("weights") if "settings" in head else head.get("model", {}).get("sha256")
+    found = read_json(place(folder, name) / MANIFEST).get("model", {}).get("sha256")
     return str(found or "")
 
 
@@ -62,15 +61,13 @@ def measure(folder: Path, name: str) -> list[Result]:
     Raises:
         CheckpointError, RunError: it is not there, or cannot be read.
     """
-    found = files(folder, name)
-    shared = {"records": name, "records_sha256": sha256(found[-1])}
-    kind = found[0].name
+    directory = place(folder, name)
+    shared = {"records": name, "records_sha256": sha256(directory / RECORDS)}
     try:
-        rows = _run(open_run(found[0].parent)) if kind == RUN else _attack(found) if kind == ATTACK else _predictions(found[0])
-        return [Result.model_validate({**row, **shared}) for row in rows]
+        return [Result.model_validate({**row, **shared}) for row in _numbers(open_run(directory))]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
-            f"{found[0].parent} cannot be read: {type(error).__name__}: {error}.", fix="Restore its files."
+            f"{directory} cannot be read: {type(error).__name__}: {error}.", fix="Restore its files."
         ) from error
 
 
@@ -89,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _run(run: Run) -> Iterator[dict[str, Any]]:
+def _numbers(run: Run) -> Iterator[dict[str, Any]]:
     if run.manifest.imported is not None:
         raise ValueError("it was imported from another program's log, which shows no evidence")
     if run.missing or run.strays:
@@ -103,14 +100,20 @@ def _run(run: Run) -> Iterator[dict[str, Any]]:
         "split": manifest.data.get("split", "test"),
         "images": len(run.rows),
         **({} if manifest.selection.listed is not None else {"stride": manifest.selection.stride}),
+        "version": " ".join(manifest.plugin.get(key, "") for key in ("distribution", "version")).strip(),
+        "device": device(manifest.execution),
+    }
+    if guarantee in (Guarantee.EMPIRICAL, Guarantee.NONE):
+        yield {**shared, "metric": "accuracy", **_rate(summary["correct"], len(run.rows))}
+        yield from _attacked(run, shared)
+        return
+    shared |= {
         "guarantee": guarantee,
         "norm": Norm(summary["norm"]),
         "sigma": summary["sigma"],
         "alpha": summary["alpha"] if guarantee is Guarantee.PROBABILISTIC else None,
         "n": summary["n"],
         "certifier": manifest.method,
-        "version": " ".join(manifest.plugin.get(key, "") for key in ("distribution", "version")).strip(),
-        "device": device(manifest.execution),
     }
     certified, mean = ("certified_accuracy", "acr") if guarantee.certifies else ("accuracy_at_estimated_radius", "mean_estimate")
     eps = manifest.parameters.get("eps")
@@ -128,35 +131,22 @@ def _run(run: Run) -> Iterator[dict[str, Any]]:
         yield {**shared, "metric": certified, "radius": radius, **_rate(certified_count(run.rows, radius), len(run.rows))}
 
 
-def _attack(found: list[Path]) -> Iterator[dict[str, Any]]:
-    head = read_json(found[0])
-    settings, ran = head["settings"], head["ran"]
-    rows = [json.loads(line) for line in found[1].read_text(encoding="utf-8").splitlines()]
-    # Every input of the attack once, with every attack: a number over chosen inputs would be about something else.
-    stride = settings.get("stride", 1)  # earlier attacks took the first inputs
-    planned = list(range(0, stride * settings["images"], stride))
-    if [row["index"] for row in rows] != planned or any(row.keys() != rows[0].keys() for row in rows):
-        raise ValueError(f"the inputs are not 0 to {planned[-1]} in steps of {stride}, each once and with the same attacks")
-    shared = {"data": settings["data"], "split": settings["split"], "images": len(rows), "device": ran["device"]}
-    shared |= {"stride": stride} if "stride" in settings else {}
-    shared["version"] = ", ".join(f"{key} {value}" for key, value in ran["versions"].items() if key != "python")
-    yield {**shared, "metric": "accuracy", **_rate(sum(row["clean"] for row in rows), len(rows))}
-    attacked = {"pgd": f"PGD-{settings['steps']}", "margin": f"PGD-{settings['steps']} on the margin"}
-    attacked["autoattack"] = f"AutoAttack ({', '.join(settings['autoattack'])})"
-    for key, title in attacked.items():
-        if rows and key in rows[0]:
-            claim = {"guarantee": Guarantee.EMPIRICAL, "norm": Norm.LINF, "radius": settings["eps"], "certifier": title}
-            yield {**shared, **claim, "metric": "accuracy_under_attack", **_rate(sum(row[key] for row in rows), len(rows))}
-
-
-def _predictions(path: Path) -> Iterator[dict[str, Any]]:
-    head = read_json(path)
-    pairs = list(zip(head["labels"], head["predictions"], strict=True))
-    count = sum(label == predicted for label, predicted in pairs)
-    data = head["data"]
-    shared = {"data": data["reference"], "split": data["split"], "images": len(pairs), "device": head["device"]}
-    shared["version"] = ", ".join(f"{key} {value}" for key, value in head["versions"].items() if key != "python")
-    yield {**shared, "metric": "accuracy", **_rate(count, len(pairs))}
+def _attacked(run: Run, shared: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the accuracy under each attack of a run; nothing for one of predictions."""
+    survived = [row.record.evidence["survived"] for row in run.rows if "survived" in row.record.evidence]
+    if not survived:
+        return
+    # With every attack for every input: a number over chosen inputs would be about something else.
+    if len(survived) != len(run.rows) or any(kept.keys() != survived[0].keys() for kept in survived):
+        raise ValueError("its inputs were not all attacked in the same way")
+    parameters = run.manifest.parameters
+    titles = {"pgd": f"PGD-{parameters['steps']}", "margin": f"PGD-{parameters['steps']} on the margin"}
+    titles["autoattack"] = f"AutoAttack ({', '.join(parameters['autoattack'])})"
+    for key, title in titles.items():
+        if key in survived[0]:
+            claim = {"guarantee": Guarantee.EMPIRICAL, "norm": Norm.LINF, "radius": parameters["eps"], "certifier": title}
+            count = sum(kept[key] for kept in survived)
+            yield {**shared, **claim, "metric": "accuracy_under_attack", **_rate(count, len(survived))}
 
 
 def device(execution: dict[str, Any]) -> str:

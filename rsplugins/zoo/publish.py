@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.errors import UsageError
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
+from rsplugins.models import manifest as manifests
+from rsplugins.models.manifest import Manifest, Result
 from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import cards
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo.manifest import Manifest, Result
 from rsplugins.zoo.verify import verify
 
 CONFIG = "config.json"
@@ -136,7 +136,7 @@ def metric_name(result: Result) -> str:
 
 def _write_index(folder: Path, manifest: Manifest, out: Path) -> None:
     """Write the list of tensors that several weights files need."""
-    from rsplugins.zoo.files import safetensors_header
+    from rsplugins.models.files import safetensors_header
 
     if len(manifest.weights) == 1:
         return

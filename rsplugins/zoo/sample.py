@@ -16,8 +16,8 @@ from rsplugins.classifier import Classifier
 from rsplugins.data import Dataset
 from rsplugins.data import load as load_data
 from rsplugins.host import get_host
-from rsplugins.runs.manifest import current_parameters, read_manifest
-from rsplugins.runs.record import read_records
+from rsplugins.runs.manifest import Manifest, current_parameters, read_manifest
+from rsplugins.runs.record import Record, read_records
 from rsplugins.zoo import evidence
 
 CERTIFIED, PREDICTED, SAMPLES = 3, 64, 500
@@ -73,36 +73,33 @@ def check(
     Raises:
         DataNotFoundError, PluginUnavailableError: the data, or what the method needs, are not here.
     """
-    first, *rest = evidence.files(folder, name)
-    if first.name == evidence.RUN:
-        return _certified(first.parent, classifier, root, loaded)
-    head = evidence.read_json(first)
-    if first.name == evidence.ATTACK:
-        rows = [json.loads(line) for line in rest[0].read_text(encoding="utf-8").splitlines()]
-        data = load_once(head["settings"]["data"], head["settings"]["split"], classifier, root, loaded)
-        chosen = _spread(rows, PREDICTED)
-        found = _predict(classifier, data, [row["index"] for row in chosen])
-        # The attack's own coins depend on its batches; only what it started from is looked at.
-        wrong = [
-            row["index"] for row, (label, predicted) in zip(chosen, found, strict=True) if row["clean"] != (label == predicted)
-        ]
-        return len(chosen), list(_too_many(wrong, len(chosen)))
-    data = load_once(head["data"]["reference"], head["data"]["split"], classifier, root, loaded)
-    indices = _spread(range(len(head["labels"])), PREDICTED)
-    found = _predict(classifier, data, indices)
-    there = [(head["labels"][index], head["predictions"][index]) for index in indices]
-    wrong = [index for index, a, b in zip(indices, there, found, strict=True) if a != b]
-    return len(indices), list(_too_many(wrong, len(indices)))
-
-
-def _certified(
-    directory: Path, classifier: Classifier, root: Path | None, loaded: dict[tuple[str, str], Dataset]
-) -> tuple[int, list[str]]:
-    import torch
-
+    directory = evidence.place(folder, name)
     run, records = read_manifest(directory), read_records(directory)
     data = load_once(run.data["reference"], run.data.get("split", "test"), classifier, root, loaded, run.data.get("options"))
-    chosen = _spread([record for record in records.values() if record.error is None], CERTIFIED)
+    made = [record for record in records.values() if record.error is None]
+    if made and "prediction" in made[0].evidence:
+        # An attack's own coins depend on its batches; only what it started from is looked at.
+        return _predicted(_spread(made, PREDICTED), classifier, data)
+    return _certified(_spread(made, CERTIFIED), run, classifier, data)
+
+
+def _predicted(chosen: Sequence[Record], classifier: Classifier, data: Dataset) -> tuple[int, list[str]]:
+    import torch
+
+    items = [data[record.index] for record in chosen]
+    with torch.no_grad():
+        found = classifier(torch.stack([image for image, _ in items]).to(classifier.device)).argmax(1).tolist()
+    there = [(record.label, record.evidence["prediction"]) for record in chosen]
+    here = [(label, int(predicted)) for (_, label), predicted in zip(items, found, strict=True)]
+    wrong = [record.index for record, a, b in zip(chosen, there, here, strict=True) if a != b]
+    # One input of 64 may differ: half precision, or another machine, can turn a tie.
+    said = f"{len(wrong)} of {len(chosen)} predictions differ, such as that of input {wrong[0]}" if wrong else ""
+    return len(chosen), [said] * (len(wrong) > max(1, len(chosen) // 64))
+
+
+def _certified(chosen: Sequence[Record], run: Manifest, classifier: Classifier, data: Dataset) -> tuple[int, list[str]]:
+    import torch
+
     indices = [record.index for record in chosen]
     images = torch.stack([data[index][0] for index in indices])
     parameters = current_parameters(run.parameters)
@@ -188,21 +185,6 @@ def _close(a: Any, b: Any) -> bool:
 def _brief(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _too_many(wrong: Sequence[int], total: int) -> Iterator[str]:
-    """Let one input of 64 differ: half precision, or another machine, can turn a tie."""
-    if len(wrong) > max(1, total // 64):
-        yield f"{len(wrong)} of {total} predictions differ, such as that of input {wrong[0]}"
-
-
-def _predict(classifier: Classifier, data: Dataset, indices: Sequence[int]) -> list[tuple[int, int]]:
-    import torch
-
-    items = [data[index] for index in indices]
-    with torch.no_grad():
-        predicted = classifier(torch.stack([image for image, _ in items]).to(classifier.device)).argmax(1).tolist()
-    return [(label, int(found)) for (_, label), found in zip(items, predicted, strict=True)]
 
 
 def _spread(values: Any, count: int) -> list[Any]:

@@ -22,9 +22,6 @@ page states none) and places365 (the README, which licenses the pretrained netwo
 ask the source named before relying on one.
 """
 
-TRAINING_ONLY = ("orthogonal",)
-"""Arguments of architectures that say how weights are trained, not what is computed with them: in recipes, not in manifests."""
-
 METHOD = {
     "gaussian": "Cohen, Rosenfeld, Kolter: Certified Adversarial Robustness via Randomized Smoothing (ICML 2019)",
     "macer": "Zhai et al.: MACER (ICLR 2020)",

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rsplugins.errors import CheckpointError, DataNotFoundError, PluginUnavailableError, RspluginsError
+from rsplugins.models import manifest as manifests
+from rsplugins.models.files import safetensors_header, sha256
+from rsplugins.models.manifest import Manifest, Result
 from rsplugins.runs.tables import radius_text
 from rsplugins.zoo import evidence
-from rsplugins.zoo import manifest as manifests
-from rsplugins.zoo.files import safetensors_header, sha256
-from rsplugins.zoo.manifest import Manifest, Result
-from rsplugins.zoo.sources import TRAINING_ONLY, terms_of
+from rsplugins.zoo.sources import terms_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -92,7 +92,7 @@ def _recipe(recipe: dict[str, Any], manifest: Manifest) -> Iterator[str]:
     if recipe["name"] != manifest.id:
         yield f"recipe.toml is not the recipe of {manifest.id}"
     data, model, training = recipe["data"], recipe["model"], manifest.training
-    arguments = {key: value for key, value in model.get("arguments", {}).items() if key not in TRAINING_ONLY}
+    arguments = manifests.stored(model.get("arguments", {}))
     said: list[tuple[str, Any, Any]] = [
         ("recipe.data", manifest.recipe.data, data["name"]),
         ("architecture.name", manifest.architecture.name, model["architecture"]),

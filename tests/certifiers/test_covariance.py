@@ -11,10 +11,9 @@ from scipy import stats
 from torch import nn
 
 import rsplugins
-from rsplugins.certifiers.covariance import Covariance
 from rsplugins.data import load as load_data
 from rsplugins.errors import ParameterError, PluginError, UsageError
-from rsplugins.moments import plugins
+from rsplugins.moments import claims, plugins
 from rsplugins.moments.activations import Activation
 from rsplugins.moments.operations import Elementwise
 
@@ -65,7 +64,7 @@ def test_certificates_are_estimates_and_survive_json(digits):
     found = rsplugins.certify(classifier, x[:2], "covariance")[0]
     assert (str(found.guarantee), str(found.norm), found.alpha, found.samples) == ("estimate", "l2", None, 0)
     assert "estimate" in str(found)
-    again = Covariance.claim(json.loads(json.dumps(found.evidence)), found.parameters)
+    again = claims.covariance(json.loads(json.dumps(found.evidence)), found.parameters)
     assert (again.radius, again.prediction) == (found.radius, found.prediction)
 
 

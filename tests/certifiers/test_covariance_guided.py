@@ -15,6 +15,7 @@ from rsplugins.certificate import Guarantee
 from rsplugins.certifiers.covariance_guided import CovarianceGuided
 from rsplugins.data import load as load_data
 from rsplugins.errors import ImpossibleBudgetError, ParameterError
+from rsplugins.moments import claims
 from rsplugins.sampling import Draw
 
 
@@ -38,7 +39,7 @@ def test_radii_are_clopper_pearson_of_the_votes_at_the_planned_number(found):
         assert certificate.guarantee is Guarantee.PROBABILISTIC
         expected = 0.25 * stats.norm.ppf(stats.beta.ppf(0.001, votes, said["n"] - votes + 1)) if votes else 0.0
         assert certificate.radius == pytest.approx(max(expected, 0.0), abs=1e-6)
-        assert CovarianceGuided.claim(json.loads(json.dumps(said)), certificate.parameters).radius == certificate.radius
+        assert claims.covariance_guided(json.loads(json.dumps(said)), certificate.parameters).radius == certificate.radius
 
 
 def test_fewer_samples_lose_little_radius_against_gaussian(digits, found):

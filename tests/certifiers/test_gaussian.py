@@ -14,6 +14,7 @@ from rsplugins.certifiers.gaussian import Gaussian, GaussianSoft
 from rsplugins.classifier import wrap
 from rsplugins.errors import ImpossibleBudgetError
 from rsplugins.sampling import GaussianNoise
+from rsplugins.statistics import claims
 
 SHAPE = (1, 4, 4)
 
@@ -32,7 +33,8 @@ def certify(kind, classifier, x, *, seed=0, batch_size=128, **parameters):
     certifier = kind(classifier, kind.Parameters(**parameters), Execution(seed=seed, batch_size=batch_size))
     gathered = list(certifier.gather(Input(i, image) for i, image in enumerate(x)))
     values = certifier.parameters.model_dump()
-    return gathered, [certifier.claim(one.evidence, values) for one in gathered]
+    claim = {Gaussian: claims.gaussian, GaussianSoft: claims.gaussian_soft}[kind]
+    return gathered, [claim(one.evidence, values) for one in gathered]
 
 
 def images(count, seed=1):

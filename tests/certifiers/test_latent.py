@@ -191,9 +191,11 @@ def test_no_attack_inside_the_radius_changes_the_smoothed_class():
     encoder, head = nn.Linear(16, 8), nn.Linear(8, 2)
     module = named(flat=nn.Flatten(), encoder=encoder, act=nn.ReLU(), head=head)
     classifier = rsplugins.wrap(module, std=0.3, input_size=(1, 4, 4))
+    attacked = 0
     for image, certificate in zip(IMAGES, rsplugins.certify(classifier, IMAGES, "latent", split="act", sigma=2.0), strict=True):
         if certificate.prediction is None:
             continue
+        attacked += certificate.radius > 0
         x = image[None].clone()
         for _ in range(200):
             x.requires_grad_()
@@ -204,6 +206,7 @@ def test_no_attack_inside_the_radius_changes_the_smoothed_class():
             offset = x - image
             x = image + offset * min(1.0, certificate.radius * 0.9999 / offset.norm().item())
         assert classifier(x)[0].argmax().item() == certificate.prediction
+    assert attacked >= len(IMAGES) // 2  # or the test would say nothing
 
 
 def dead_net():
@@ -254,7 +257,7 @@ def test_local_refinement_of_a_convolution_never_exceeds_the_global_bound_and_ho
     from rsplugins.lipschitz import split_at
 
     encoder, _ = split_at(classifier, "d")
-    for image, certificate in zip(IMAGES, found, strict=False):
+    for image, certificate in zip(IMAGES[:2], found, strict=True):
         bounds = [constant for _, constant in certificate.evidence["local"]]
         assert bounds == sorted(bounds)
         assert bounds[0] < certificate.evidence["lipschitz"]

@@ -12,7 +12,8 @@ from rsplugins.certifier import Execution, Input
 from rsplugins.certifiers.gaussian import Gaussian, GaussianParameters
 from rsplugins.certifiers.smooth_reduce import SmoothReduce, SmoothReduceParameters
 from rsplugins.errors import ImpossibleBudgetError, ParameterError
-from rsplugins.reduction.claims import runner_up
+from rsplugins.models.store import DEFAULT_MODEL
+from rsplugins.reduction.claims import runner_up, smooth_reduce
 from rsplugins.reduction.function import Lift
 from rsplugins.statistics import claims as statistics
 from rsplugins.statistics.bounds import empirical_bernstein_lower, empirical_bernstein_upper
@@ -34,7 +35,7 @@ def claims_of(classifier, x, **parameters):
     certifier = SmoothReduce(classifier, SmoothReduceParameters(**parameters), Execution(batch_size=parameters.pop("batch", 256)))
     values = certifier.parameters.model_dump()
     gathered = list(certifier.gather([Input(index, image) for index, image in enumerate(x)]))
-    return [certifier.claim(g.evidence, values) for g in gathered], certifier, gathered
+    return [smooth_reduce(g.evidence, values) for g in gathered], certifier, gathered
 
 
 def true_distance(classifier, plan, x):
@@ -48,7 +49,7 @@ def true_distance(classifier, plan, x):
 
 @pytest.fixture
 def digits():
-    return rsplugins.load("zoo:" + __import__("rsplugins.zoo", fromlist=["x"]).DEFAULT_MODEL)
+    return rsplugins.load("zoo:" + DEFAULT_MODEL)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import typer
 from typer.testing import CliRunner
 
 from rsplugins.cli import doctor
-from rsplugins.runs import diagnosis
 
 
 def run(*arguments):
@@ -23,7 +22,7 @@ def test_the_doctor_lists_versions_devices_and_the_zoo():
 
 
 def test_a_missing_part_comes_with_the_line_that_adds_it(monkeypatch):
-    monkeypatch.setitem(diagnosis._OPTIONAL, "video", ("moving pictures", ("no-such-distribution>=2",)))
+    monkeypatch.setitem(doctor._OPTIONAL, "video", ("moving pictures", ("no-such-distribution>=2",)))
     text = run().stdout
     assert "needed for moving pictures" in text
     assert "pip install" in text.split("moving pictures")[1].splitlines()[1]
@@ -32,7 +31,7 @@ def test_a_missing_part_comes_with_the_line_that_adds_it(monkeypatch):
 def test_a_data_root_is_listed(monkeypatch, tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     monkeypatch.setenv("RSPLUGINS_DATA", str(tmp_path))
-    assert diagnosis.diagnose()["data"]["holds"] == "cifar-10-batches-py"
+    assert doctor.diagnose()["data"]["holds"] == "cifar-10-batches-py"
 
 
 def test_a_reader_that_stops_early_gets_no_traceback():

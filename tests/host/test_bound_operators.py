@@ -320,7 +320,7 @@ def test_a_run_is_not_resumed_with_other_operators():
 
 
 def test_a_network_is_trained_with_a_strangers_operator(elu):
-    from rsplugins.training.propagation import make_bounder
+    from rsplugins.training.chain_bounds import make_bounder
 
     elu()
     classifier = network(nn.ELU())

@@ -20,7 +20,7 @@ try:
 finally:
     print(sorted({{name.split(".")[0] for name in sys.modules}} & {heavy}), file=sys.stderr)
 """
-HEAVY = {"torch", "torchvision", "timm", "numpy", "scipy", "pydantic", "sklearn", "matplotlib", "robustbench", "auto_LiRPA"}
+HEAVY = {"torch", "torchvision", "timm", "numpy", "scipy", "sklearn", "matplotlib", "robustbench", "auto_LiRPA"}
 
 
 def _list(*arguments: str) -> str:
@@ -101,17 +101,3 @@ def test_strict_raises_instead_of_listing(crowd, monkeypatch):
     monkeypatch.setenv("RSPLUGINS_STRICT", "1")
     with pytest.raises(PluginError, match=r"broken 1\.2"):
         _list()
-
-
-@pytest.mark.parametrize("rest", [[], ["--json"], ["--kind", "dataset"], ["--kind=dataset", "--json"]])
-def test_shortcut_prints_what_typer_would(install, rest, capsys):
-    assert plugins.shortcut(["plugins", "list", *rest])
-    assert capsys.readouterr().out == _list(*rest)
-
-
-@pytest.mark.parametrize(
-    "line", [[], ["plugins"], ["plugins", "list", "--help"], ["plugins", "list", "x"], ["plugins", "list", "--kind"], ["certify"]]
-)
-def test_shortcut_leaves_the_rest_to_typer(line, capsys):
-    assert not plugins.shortcut(line)
-    assert capsys.readouterr().out == ""

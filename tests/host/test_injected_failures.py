@@ -181,8 +181,6 @@ HEAVY = """
         return Claim(1, 0.5, Guarantee.DETERMINISTIC, Norm.L2, None, "rule")
 
     class Method(Certifier):
-        claim = staticmethod(claim)
-
         def gather(self, inputs):
             yield Gathered(0, {{"x": 1}}, 0, 0.0)
             {body}
@@ -208,7 +206,7 @@ def test_an_exception_while_certifying_is_isolated_and_explained(install, good):
     for text in [
         "certifier 'lab' (lab 1.2) failed while it worked",
         "ArithmeticError: singular",
-        "lab_heavy.py, line 13",
+        "lab_heavy.py, line 11",
         "--upgrade lab",
     ]:
         assert text in message

@@ -8,12 +8,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rsplugins.certification import parse_parameters
 from rsplugins.cli import plugins
 from rsplugins.errors import ParameterError, PluginError, UnknownNameError
 from rsplugins.host import get_host
 from rsplugins.host.entries import guard
 from rsplugins.host.parameters import parameters
+from rsplugins.parameters import parse_parameters
 from rsplugins.training.registry import make_hook
 
 OURS = [entry for entry in get_host().entries() if entry.distribution == "rsplugins" and entry.status == "active"]
@@ -63,10 +63,11 @@ def test_everything_that_can_be_set_has_a_type_and_a_meaning(entry):
 
 @pytest.mark.parametrize("entry", CERTIFIERS, ids=lambda entry: entry.name)
 def test_a_certifiers_defaults_are_those_it_runs_with(entry):
+    needed = {each.name: 0.1 for each in parameters(entry) if each.required}
     values = {each.name: each.default for each in parameters(entry) if not each.required}
-    made = parse_parameters(entry.load().Parameters, values, entry.name)
-    assert made == parse_parameters(entry.load().Parameters, {}, entry.name)
-    assert set(values) == set(made.model_dump())
+    made = parse_parameters(entry.load().Parameters, {**needed, **values}, entry.name)
+    assert made == parse_parameters(entry.load().Parameters, needed, entry.name)
+    assert {*needed, *values} == set(made.model_dump())
 
 
 def test_ranges_are_the_ones_that_are_checked():

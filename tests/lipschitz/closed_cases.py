@@ -6,11 +6,11 @@ import zlib
 from dataclasses import dataclass, field, replace
 
 import torch
-from closed_values import BASES, INPUT, MADE, PLAIN, VALUES, Moving
 from torch import nn
 from torch.nn import functional as F
 
 from rsplugins.lipschitz.tables import FUNCTIONS, METHODS, MODULES
+from tests.lipschitz.closed_values import BASES, INPUT, MADE, PLAIN, VALUES, Moving
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,17 @@ import itertools
 
 import pytest
 import torch
-from closed_cases import TARGETS, Probe, cases, schema
-from closed_values import NOT_TAKEN
 
 import rsplugins
 from rsplugins.errors import UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
-from rsplugins.lipschitz.calls import is_known_module, value_of
+from rsplugins.lipschitz.composition import Evaluation
+from rsplugins.lipschitz.dispatch import value_of
+from rsplugins.lipschitz.layers import is_known_module
 from rsplugins.lipschitz.rules import NoBoundError
 from rsplugins.lipschitz.tracing import trace
-from rsplugins.lipschitz.values import Evaluation
+from tests.lipschitz.closed_cases import TARGETS, Probe, cases, schema
+from tests.lipschitz.closed_values import NOT_TAKEN
 
 ROUNDING = 1e-5
 """Of the truth: .float() rounds to float32, and PyTorch's gradient of hardsigmoid has a float32 sixth in it."""

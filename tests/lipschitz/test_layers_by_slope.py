@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rsplugins.lipschitz import activations, windows
+from rsplugins.lipschitz import activations, pooling
 
 
 @pytest.mark.parametrize("name", sorted(activations.SLOPES))
@@ -41,7 +41,8 @@ def test_slope_is_above_every_secant_and_tight(name):
     ids=str,
 )
 def test_slope_from_the_module_settings(module, slope):
-    assert activations.slope_of_module(module, activations.MODULES[type(module)]) == slope
+    name = activations.MODULES[type(module)]
+    assert activations.SLOPES[name](**{key: getattr(module, key) for key in activations.OPTIONS.get(name, ())}) == slope
     if slope is not None:
         x = torch.linspace(-6, 6, 100_001, dtype=torch.float64)
         assert (module(x).diff().abs() / x.diff()).max().item() <= slope * (1 + 1e-9)
@@ -83,8 +84,8 @@ def test_max_pool_factor_is_reached_and_never_exceeded(settings):
     k, s, p, d = settings
     n = 9
     out = F.max_pool2d(torch.zeros(1, 1, n, n), k, s, p, d).shape[-1]
-    positions = windows.pooling_positions(n, out, k, s, p, d)
-    bound = windows.max_pool_norm([positions, positions])
+    positions = pooling.pooling_positions(n, out, k, s, p, d)
+    bound = pooling.max_pool_norm([positions, positions])
     # One bright pixel moves by a unit in every window that sees it.
     units = torch.eye(n * n, dtype=torch.float64).reshape(-1, 1, n, n) + 1.0
     moved = (F.max_pool2d(units, k, s, p, d) - 1.0).flatten(1).norm(dim=1).max().item()
@@ -108,18 +109,18 @@ def test_average_pool_is_the_product_of_two_small_matrices(settings, ceil, inclu
     n = 8
     pool = nn.AvgPool2d(k, s, p, ceil_mode=ceil, count_include_pad=include)
     out = pool(torch.zeros(1, 1, n, n)).shape[-1]
-    divisors = windows.average_divisors(n, out, k, s, p, include)
-    matrix = windows.average_matrix(n, windows.pooling_positions(n, out, k, s, p), divisors)
+    divisors = pooling.average_divisors(n, out, k, s, p, include)
+    matrix = pooling.average_matrix(n, pooling.pooling_positions(n, out, k, s, p), divisors)
     truth = svd_of(pool, n)
-    assert truth * (1 - 1e-12) <= windows.kronecker_norm([matrix, matrix]) <= truth * 1.001
+    assert truth * (1 - 1e-12) <= pooling.kronecker_norm([matrix, matrix]) <= truth * 1.001
 
 
 @pytest.mark.parametrize("out", [1, 2, 3, 5, 8, 11])
 def test_adaptive_average_pool(out):
-    positions = windows.adaptive_positions(8, out)
-    matrix = windows.average_matrix(8, positions, [len(window) for window in positions])
+    positions = pooling.adaptive_positions(8, out)
+    matrix = pooling.average_matrix(8, positions, [len(window) for window in positions])
     truth = svd_of(nn.AdaptiveAvgPool2d(out), 8)
-    assert truth * (1 - 1e-12) <= windows.kronecker_norm([matrix, matrix]) <= truth * 1.001
+    assert truth * (1 - 1e-12) <= pooling.kronecker_norm([matrix, matrix]) <= truth * 1.001
 
 
 @pytest.mark.parametrize("out", [5, 8, 16, 20])
@@ -127,10 +128,10 @@ def test_adaptive_average_pool(out):
     ("two", "one", "flag"), [("bilinear", "linear", False), ("bilinear", "linear", True), ("nearest", "nearest", None)]
 )
 def test_resizing(two, one, flag, out):
-    matrix = windows.interpolation_matrix(8, out, one, flag, None)
+    matrix = pooling.interpolation_matrix(8, out, one, flag, None)
     truth = svd_of(lambda units: F.interpolate(units, size=out, mode=two, align_corners=flag), 8)
-    assert truth * (1 - 1e-12) <= windows.kronecker_norm([matrix, matrix]) <= truth * 1.001
+    assert truth * (1 - 1e-12) <= pooling.kronecker_norm([matrix, matrix]) <= truth * 1.001
 
 
 def test_the_identity_costs_nothing():
-    assert windows.kronecker_norm([torch.eye(7, dtype=torch.float64)]) == 1.0
+    assert pooling.kronecker_norm([torch.eye(7, dtype=torch.float64)]) == 1.0

@@ -10,7 +10,7 @@ from torch import nn
 
 import rsplugins
 from rsplugins.lipschitz import UnsupportedLayerError, analyse, lipschitz_bound
-from rsplugins.lipschitz.values import Evaluation
+from rsplugins.lipschitz.composition import Evaluation
 
 
 def stretch(classifier, size, layer=None, pairs=8, steps=60, seed=0):

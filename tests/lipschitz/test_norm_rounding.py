@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rsplugins.lipschitz import norms
+from rsplugins.lipschitz.composition import Dense, Evaluation, Scale, Value
 from rsplugins.lipschitz.convolution import convolution_norm
-from rsplugins.lipschitz.values import Dense, Evaluation, Scale, Value
 
 
 def rounded_down(product, generator):

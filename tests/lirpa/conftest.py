@@ -4,7 +4,8 @@ import importlib.util
 
 import pytest
 import torch
-from lirpa_cases import NETWORKS, D, settle
+
+from tests.lirpa.cases import NETWORKS, D, settle
 
 if importlib.util.find_spec("auto_LiRPA") is None:
     collect_ignore_glob = ["test_*.py"]

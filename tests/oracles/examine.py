@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from grammar import Case, load
 from torch import Tensor
 from torch.nn import functional as F
-from truth import Flaw, Truth
 
 import rsplugins
 from rsplugins.certificate import Certificate
 from rsplugins.errors import PluginError, RspluginsError
+from tests.oracles.grammar import Case, load
+from tests.oracles.truth import Flaw, Truth
 
 ALPHA = 1e-7
 BOUNDS = ("ibp", "crown-ibp", "crown", "sound-etb")

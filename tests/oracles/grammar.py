@@ -18,12 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import traps
-import traps_arguments  # noqa: F401  # each of these fills the table
-import traps_calls  # noqa: F401
-import traps_values  # noqa: F401
-import traps_writes  # noqa: F401
 from torch import Tensor
+
+from tests.oracles import traps, traps_arguments, traps_calls, traps_values, traps_writes  # noqa: F401  # each fills the table
 
 TOPOLOGIES = ((1, 3, 3), (1, 4, 4), (2, 3, 3), (2, 4, 4), (3, 4, 4), (1, 5, 5), (3, 5, 5), (3, 6, 6))
 

@@ -11,9 +11,10 @@ from collections import Counter
 
 import pytest
 import torch
-import traps
-from examine import METHODS, Report, examine
-from grammar import build, cases, load
+
+from tests.oracles import traps
+from tests.oracles.examine import METHODS, Report, examine
+from tests.oracles.grammar import build, cases, load
 
 FEW, MANY = 40, 500
 _FAMILIES = ("value", "in place", "argument", "batch", "state", "random")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import traps
-from grammar import PRELUDE, Case, build
-from truth import Truth
+
+from tests.oracles import traps
+from tests.oracles.grammar import PRELUDE, Case, build
+from tests.oracles.truth import Truth
 
 _INIT = "        self.last = nn.Linear(9, 2)"
 

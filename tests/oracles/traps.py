@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grammar import Builder
+    from tests.oracles.grammar import Builder
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from traps import trap
+from tests.oracles.traps import trap
 
 if TYPE_CHECKING:
-    from grammar import Builder
+    from tests.oracles.grammar import Builder
 
 
 def _own(b: Builder) -> None:

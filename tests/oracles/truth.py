@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from grammar import Case, load
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tests.oracles.grammar import Case, load
 
 AGES = (1, 4, 60)
 INSIDE = 1 - 1e-6

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent / "tinyplugin"
+collect_ignore = ["tinyplugin"]
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from rsplugins.errors import ParameterError
+from rsplugins.machine.progress import Silent
 from rsplugins.runs.campaign import Request, carry_out
-from rsplugins.runs.progress import Silent
 from rsplugins.runs.record import Record
 from rsplugins.runs.rows import Row
 from rsplugins.runs.summary import clean_numbers

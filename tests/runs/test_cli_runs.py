@@ -71,7 +71,7 @@ def test_a_method_that_breaks_is_named_and_the_others_go_on(tiny_cli, tmp_path):
         (["--method", "votes", "--set", "sgima=1"], "Did you mean 'sigma'?"),
         (["--set", "sgima=1"], "None of the certifiers has a parameter 'sgima'. Did you mean 'sigma'?"),
         (["--set", "vote.sigma=1"], "Did you mean 'votes'?"),
-        (["--method", "votes", "--set", "sigma=-1"], "sigma is -1; allowed: greater than 0"),
+        (["--method", "votes", "--set", "sigma=-1"], "sigma is -1; allowed: above 0"),
         (["--method", "votes", "--set", "sigma"], "is not key=value"),
         (["--method", "votes", "--shard", "4/4"], "from 0 to n-1"),
         (["--method", "votes", "--device", "gpu"], "'gpu' cannot be used"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rsplugins.errors import UsageError
-from rsplugins.runs.distributed import Ranks
+from rsplugins.machine.ranks import Ranks
 
 
 def test_without_a_launcher_a_process_is_alone():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 
-from rsplugins.runs.progress import Bar, Lines, Silent, for_stream
+from rsplugins.machine.progress import Bar, Lines, Silent, for_stream
 
 
 class Terminal(io.StringIO):

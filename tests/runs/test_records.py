@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rsplugins.errors import RspluginsWarning, RunError
-from rsplugins.runs.files import write_whole
+from rsplugins.machine.files import write_whole
 from rsplugins.runs.record import Record, Writer, read_file, read_records, shard_name
 
 ONE = Record(4, 1, {"votes": {"1": 99, "2": 1}}, 100, 0.25)

@@ -12,13 +12,18 @@ from scipy import stats
 
 from rsplugins.certificate import Claim, Guarantee, Norm
 from rsplugins.host import Status, get_host
-from rsplugins.testing import certifier_checks, certifier_contract, model_source_contract, training_hook_contract, worlds
+from rsplugins.testing import certifier_checks, certifier_contract, known_radii, model_source_contract, training_hook_contract
 from rsplugins.testing.certifiers import FAMILIES
 from rsplugins.testing.falsifier import _verdict
 from rsplugins.testing.soundness import judge
 from rsplugins.testing.subject import Subject
 
-PARAMETERS = {"latent": {"split": "flatten"}, "smooth-reduce": {"about": "own"}, "covariance-guided": {"n_min": 50}}
+PARAMETERS = {
+    "latent": {"split": "flatten"},
+    "smooth-reduce": {"about": "own"},
+    "covariance-guided": {"n_min": 50},
+    "attack": {"eps": 0.05, "autoattack": ()},
+}
 """What a built-in certifier needs besides its defaults: a layer; that it certifies a function of its own; fewer samples."""
 
 QUICK = ("gaussian", "ibp", "alpha-crown")
@@ -102,7 +107,7 @@ def _directions(world, norm):
     if world.name == "two-class quadratic":
         rows += [np.tile(np.array(pair, dtype=float), (len(gradient), 1)) for pair in ((1, -1), (-1, 1), (1, 1), (-1, -1.0))]
     for row in rows:
-        yield torch.tensor(np.stack([worlds.steepest(weight, norm) for weight in row]), dtype=torch.float32)
+        yield torch.tensor(np.stack([known_radii.steepest(weight, norm) for weight in row]), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("trials", "false"), [(1000, 7), (200, 0)])

@@ -22,8 +22,8 @@ def entry(name: str) -> Entry:
     descriptor = CertifierDescriptor(
         name=name.lower(),
         summary="wrong",
-        factory=f"wrong_certifiers:{name}",
-        claim=f"wrong_claims:{CLAIMS.get(name, 'right')}",
+        factory=f"tests.testing.wrong_certifiers:{name}",
+        claim=f"tests.testing.wrong_claims:{CLAIMS.get(name, 'right')}",
         guarantee=Guarantee.DETERMINISTIC if name == "PowerIteration" else Guarantee.PROBABILISTIC,
         norms=(Norm.L2,),
     )

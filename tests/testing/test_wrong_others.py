@@ -17,14 +17,20 @@ lirpa = pytest.mark.skipif(importlib.util.find_spec("auto_LiRPA") is None, reaso
 
 def operator(name: str, guarantee: Guarantee = Guarantee.DETERMINISTIC) -> Entry:
     descriptor = BoundOperatorDescriptor(
-        name=name.lower(), summary="wrong", factory=f"wrong_operators:{name}", operator="onnx::Elu", guarantee=guarantee
+        name=name.lower(),
+        summary="wrong",
+        factory=f"tests.testing.wrong_operators:{name}",
+        operator="onnx::Elu",
+        guarantee=guarantee,
     )
     return Entry(name.lower(), "bound-operator", "wrong", "wrong", "1.0", descriptor=descriptor)
 
 
 def rule(name: str) -> Entry:
     text = name.replace("_", "-")
-    descriptor = MomentRuleDescriptor(name=text, summary="wrong", factory=f"wrong_operators:{name}", operator="BoundElu")
+    descriptor = MomentRuleDescriptor(
+        name=text, summary="wrong", factory=f"tests.testing.wrong_operators:{name}", operator="BoundElu"
+    )
     return Entry(text, "moment-rule", "wrong", "wrong", "1.0", descriptor=descriptor)
 
 
@@ -110,7 +116,7 @@ class _Host:
     """Finds one data set under the name that it says it has."""
 
     def __init__(self, factory: str) -> None:
-        descriptor = DatasetDescriptor(name="wrong", summary="wrong", factory=f"wrong_datasets:{factory}")
+        descriptor = DatasetDescriptor(name="wrong", summary="wrong", factory=f"tests.testing.wrong_datasets:{factory}")
         self.entry = Entry("wrong", "dataset", "wrong", "wrong", "1.0", descriptor=descriptor)
 
     def find(self, kind, name):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import wrong_claims
 from pydantic import Field
 
 from rsplugins import Certifier, CertifierParameters, Gathered
 from rsplugins.sampling import Draw, GaussianNoise, Sampler
+from tests.testing import wrong_claims
 
 
 class Smoothing(CertifierParameters):

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from training_cases import recipe, small_net, table
 from typer.testing import CliRunner
 
 from rsplugins.cli.main import build
 from rsplugins.errors import ParameterError
 from rsplugins.training import Trainer
-from rsplugins.training.batch import train_all
 from rsplugins.training.benchmark import measure
 from rsplugins.training.recipe import load_recipe
+from rsplugins.training.time_budget import train_all
+from tests.training.cases import recipe, small_net, table
 
 RECIPE = """
 name = "digits-tiny"

@@ -6,7 +6,7 @@ import torch
 
 import rsplugins
 from rsplugins.lipschitz import lipschitz_bound
-from rsplugins.training.propagation import make_bounder
+from rsplugins.training.chain_bounds import make_bounder
 
 IMAGES = torch.full((1, 1, 2, 2), 0.85)
 

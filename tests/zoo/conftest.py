@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rsplugins.zoo import DEFAULT_MODEL
+from rsplugins.models.store import DEFAULT_MODEL
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
 

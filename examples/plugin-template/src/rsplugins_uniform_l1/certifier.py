@@ -10,7 +10,6 @@ from torch import Tensor
 
 from rsplugins import Certifier, CertifierParameters, Classifier, Execution, Gathered, Input
 from rsplugins.sampling import Draw, Program, Sampler, block_seed
-from rsplugins_uniform_l1.claim import claim
 
 
 class UniformNoise:
@@ -43,7 +42,6 @@ class UniformL1(Certifier[Parameters]):
     """Certified l1 radii from majority votes under uniform noise."""
 
     Parameters = Parameters
-    claim = staticmethod(claim)
 
     def __init__(self, classifier: Classifier, parameters: Parameters, execution: Execution) -> None:
         super().__init__(classifier, parameters, execution)

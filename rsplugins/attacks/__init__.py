@@ -1,0 +1,1 @@
+"""Attacks in the l-infinity ball: for adversarial training and for what is measured of a model."""
