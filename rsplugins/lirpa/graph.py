@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -235,3 +236,42 @@ def _run_error(pair: Tensor, error: Exception) -> ParameterError:
         cause="the example has another shape than the model takes.",
         fix="Pass an example of the model's own input shape, with the batch dimension first.",
     )
+
+
+_OURS = ("auto_LiRPA.", "rsplugins.")
+
+
+def identity(graph: Any, model: nn.Module) -> str:
+    """Return a digest of all that a network's bounds are computed from: its nodes, their options and every tensor.
+
+    Args:
+        graph: of auto-LiRPA.
+        model: what it was traced from, whose own tensors are what the bounds are held against.
+
+    Returns:
+        Hexadecimal digits; nothing where an operator is somebody else's, whose code no version here tells.
+    """
+    digest = hashlib.sha256()
+    for node in graph._modules.values():
+        kind = type(node)
+        if not f"{kind.__module__}.".startswith(_OURS):
+            return ""
+        inputs = [given.name for given in getattr(node, "inputs", ())]
+        options = sorted((key, repr(value)) for key, value in vars(node).items() if isinstance(value, _PLAIN))
+        digest.update(f"{kind.__module__}.{kind.__qualname__} {node.name} {inputs} {options} {node.output_shape}\n".encode())
+        _digest(digest, getattr(node, "value", None))
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        digest.update(name.encode())
+        _digest(digest, tensor)
+    digest.update(f"{model!r}".encode())
+    return digest.hexdigest()
+
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None), torch.Size)
+
+
+def _digest(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        digest.update(f"{data.dtype} {tuple(data.shape)}".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b"")
