@@ -15,6 +15,7 @@ from rsplugins.double import bring
 from rsplugins.errors import CheckpointError, ParameterError, RspluginsError, UsageError
 from rsplugins.lirpa.bridge import Operators, quiet, traced
 from rsplugins.lirpa.diagnosis import BATCHES, agree, batch_error, images_like, trace_is_free, unsupported
+from rsplugins.machine import cache
 from rsplugins.watch import check_function, check_trace
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -259,19 +260,12 @@ def identity(graph: Any, model: nn.Module) -> str:
         inputs = [given.name for given in getattr(node, "inputs", ())]
         options = sorted((key, repr(value)) for key, value in vars(node).items() if isinstance(value, _PLAIN))
         digest.update(f"{kind.__module__}.{kind.__qualname__} {node.name} {inputs} {options} {node.output_shape}\n".encode())
-        _digest(digest, getattr(node, "value", None))
+        value = getattr(node, "value", None)
+        digest.update(cache.fingerprint(value).encode() if isinstance(value, Tensor) else b"")
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        digest.update(name.encode())
-        _digest(digest, tensor)
+        digest.update(f"{name} {cache.fingerprint(tensor) if isinstance(tensor, Tensor) else tensor!r}\n".encode())
     digest.update(f"{model!r}".encode())
     return digest.hexdigest()
 
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.Size)
-
-
-def _digest(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous()
-        digest.update(f"{data.dtype} {tuple(data.shape)}".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b"")

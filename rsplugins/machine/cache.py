@@ -7,10 +7,13 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rsplugins.machine.files import write_whole
 from rsplugins.provenance import version
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KNOWN: dict[Path, Any] = {}
 
@@ -38,6 +41,17 @@ def keep(value: Any, kind: str, *key: Any) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"key": [str(part) for part in key], "value": value}) + "\n")
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """Return a digest of a tensor's dtype, shape and bytes, as a part of a key."""
+    import torch
+
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)}".encode())
+    if data.numel():
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _path(kind: str, key: tuple[Any, ...]) -> Path:
