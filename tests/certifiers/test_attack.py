@@ -163,7 +163,7 @@ def test_another_attack_in_the_same_directory_is_refused_with_the_difference(tmp
 
 @pytest.mark.parametrize(
     ("changes", "text"),
-    [({"eps": 8}, "8/255"), ({"autoattack": ("apgd",)}, "no attack 'apgd'"), ({"steps": 0}, "equal to 1")],
+    [({"eps": 8}, "8/255"), ({"autoattack": ("apgd",)}, "no attack 'apgd'"), ({"steps": 0}, "at least 1")],
 )
 def test_bad_settings_are_refused(tmp_path, changes, text):
     model, _, data = linear()
