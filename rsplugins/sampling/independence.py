@@ -150,7 +150,7 @@ class Guard:
         """Take over what was checked before, and return whether the function is as it was then."""
         self.record, self._watch.passing = record, record.passing
         # The bytes of every tensor are read: a change through .data moves no version counter.
-        return bool(record.sizes) and not changed(record.state, self._watch.look()) and self.unchanged()
+        return bool(record.sizes) and not changed(record.state, self._watch.look()) and self._repeats()
 
     def knows(self, size: int) -> bool:
         """Return whether batches of one size were checked."""
@@ -177,10 +177,13 @@ class Guard:
         Raises:
             UsageError: it does not.
         """
-        known = self.record
-        self._compare_state(known.state, self._watch.look(fresh=False), "since sampling began")
-        if len(known.again) and not self._same(self._run(known.again.clone()), known.expected, known.tolerance.repeat):
+        self._compare_state(self.record.state, self._watch.look(fresh=False), "since sampling began")
+        if not self._repeats():
             raise _remembers("its logits for the same batch have changed since sampling began")
+
+    def _repeats(self) -> bool:
+        known = self.record
+        return not len(known.again) or self._same(self._run(known.again.clone()), known.expected, known.tolerance.repeat)
 
     def unchanged(self) -> bool:
         """Whether :meth:`repeat` finds nothing, for a function that is to be sampled once more."""

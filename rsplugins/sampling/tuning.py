@@ -19,6 +19,7 @@ from rsplugins.provenance import processor
 _ABOUT_EQUAL = 0.97
 CANDIDATES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _MORE_ON_CUDA = (2048, 4096)
+_SMALLEST = 32
 
 
 def prefers_channels_last(function: Callable[[Tensor], Tensor]) -> bool:
@@ -89,8 +90,10 @@ def _measured(forward: Callable[[Tensor], Tensor], make: Callable[[int], Tensor]
         for size in finalists:
             rates[size].append(measure(forward, make(size), 1))
     medians = {size: statistics.median(rates[size]) for size in finalists}
-    # What the engine does for a micro-batch costs the same at any size: of about equal rates, the largest size.
-    return max(size for size in finalists if medians[size] >= _ABOUT_EQUAL * max(medians.values()))
+    # Of about equal rates the smallest size, whose last batch has the fewest idle rows; but below some rows what the engine does
+    # for a batch counts.
+    about = [size for size in finalists if medians[size] >= _ABOUT_EQUAL * max(medians.values())]
+    return min((size for size in about if size >= _SMALLEST), default=max(about))
 
 
 def signature(function: Callable[[Tensor], Tensor]) -> str:
