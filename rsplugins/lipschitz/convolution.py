@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rsplugins.lipschitz.norms import TOLERANCE, UNIT, largest_norm, times, up
+from rsplugins.machine import cache
 
 MATERIALISE_SIDE = 1024
 """An operator whose smaller side is at most this is materialised, for an exact norm at the borders."""
 
 _MATERIALISE_ENTRIES = 8_000_000
 _CHUNK_ENTRIES = 4_000_000
+_WORTH_KEEPING = 2**22
+"""Weights times pixels from which a norm takes longer than reading it again."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,22 @@ class Convolution:
         return result
 
     def norm(self, tolerance: float = TOLERANCE) -> float:
-        """Return an upper bound of the spectral norm; see :func:`convolution_norm`."""
+        """Return an upper bound of the spectral norm; see :func:`convolution_norm`. Long ones are kept by weight and geometry."""
         if not bool(torch.isfinite(self.weight).all()):
             return math.inf
+        if self.weight.numel() * math.prod(self.size) < _WORTH_KEEPING:
+            return self._norm(tolerance)
+        geometry = [value for name, value in sorted(vars(self).items()) if name != "weight"]
+        key = (cache.fingerprint(self.weight), *geometry, tolerance, torch.__version__)
+        known = cache.recall("convolution-norms", *key)
+        if isinstance(known, float):
+            return known
+        found = self._norm(tolerance)
+        if math.isfinite(found):
+            cache.keep(found, "convolution-norms", *key)
+        return found
+
+    def _norm(self, tolerance: float) -> float:
         if self._exact_on_torus():
             return self._torus_norm(tolerance)
         bound = self._materialised_norm(tolerance) if self.is_small() else math.inf

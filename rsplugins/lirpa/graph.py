@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from rsplugins.double import bring
 from rsplugins.errors import CheckpointError, ParameterError, RspluginsError, UsageError
 from rsplugins.lirpa.bridge import Operators, quiet, traced
 from rsplugins.lirpa.diagnosis import BATCHES, agree, batch_error, images_like, trace_is_free, unsupported
+from rsplugins.machine import cache
 from rsplugins.watch import check_function, check_trace
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -235,3 +237,35 @@ def _run_error(pair: Tensor, error: Exception) -> ParameterError:
         cause="the example has another shape than the model takes.",
         fix="Pass an example of the model's own input shape, with the batch dimension first.",
     )
+
+
+_OURS = ("auto_LiRPA.", "rsplugins.")
+
+
+def identity(graph: Any, model: nn.Module) -> str:
+    """Return a digest of all that a network's bounds are computed from: its nodes, their options and every tensor.
+
+    Args:
+        graph: of auto-LiRPA.
+        model: what it was traced from, whose own tensors are what the bounds are held against.
+
+    Returns:
+        Hexadecimal digits; nothing where an operator is somebody else's, whose code no version here tells.
+    """
+    digest = hashlib.sha256()
+    for node in graph._modules.values():
+        kind = type(node)
+        if not f"{kind.__module__}.".startswith(_OURS):
+            return ""
+        inputs = [given.name for given in getattr(node, "inputs", ())]
+        options = sorted((key, repr(value)) for key, value in vars(node).items() if isinstance(value, _PLAIN))
+        digest.update(f"{kind.__module__}.{kind.__qualname__} {node.name} {inputs} {options} {node.output_shape}\n".encode())
+        value = getattr(node, "value", None)
+        digest.update(cache.fingerprint(value).encode() if isinstance(value, Tensor) else b"")
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        digest.update(f"{name} {cache.fingerprint(tensor) if isinstance(tensor, Tensor) else tensor!r}\n".encode())
+    digest.update(f"{model!r}".encode())
+    return digest.hexdigest()
+
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None), torch.Size)

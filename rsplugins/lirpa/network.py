@@ -21,11 +21,13 @@ from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.lirpa.backward import OutwardLinear
 from rsplugins.lirpa.bridge import Operators, quiet
 from rsplugins.lirpa.diagnosis import unsupported
-from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_slopes
+from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_slopes, identity
 from rsplugins.lirpa.outward import Outward, error, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
+from rsplugins.machine import cache
 from rsplugins.machine.device import is_out_of_memory
+from rsplugins.provenance import versions
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
 METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
@@ -78,6 +80,8 @@ class BoundNetwork:
         # A plugin's operator is written for matrices; auto-LiRPA's patches are its own affair.
         self._matrices = _any_node_is(self.graph, "stranger")
         self._probed: set[tuple[str, Norm]] = set()
+        # Before any bound is computed, which leaves its traces in the nodes; networks in training change at every step.
+        self._identity = identity(self.graph, self._model) if self._claims else ""
 
     def _bounded(self, *, matrices: bool) -> Any:
         graph = bounded(self._module, self._example, self._operators, matrices=matrices)
@@ -151,8 +155,18 @@ class BoundNetwork:
         norms = [norm if self._starts_affine else Norm.LINF, *([Norm.LINF] if clip else [])]
         for each in norms:
             if (method, each) not in self._probed:
-                self._probe(method, each)
+                self._probe_once(method, each)
                 self._probed.add((method, each))
+
+    def _probe_once(self, method: str, norm: Norm) -> None:
+        """Probe, unless an earlier process did so with the same network, method, norm, precision and releases."""
+        known = self._identity
+        key = (known, method, norm, self.dtype, self.device.type, self._claims, versions())
+        if known and cache.recall("bounds-checks", *key) is True:
+            return
+        self._probe(method, norm)
+        if known:
+            cache.keep(True, "bounds-checks", *key)
 
     def _probe(self, method: str, norm: Norm) -> None:
         def bounds(images: Tensor, eps: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ EPS = (0.0, 0.001, 0.01, 0.1)
 """Radii that are probed, on raw pixels: the point itself, balls where bounds are tight, one where activations bend."""
 
 _POINTS, _ROWS, _CHUNK = 128, 16, 32
+_PIXELS = 2**19
+"""Of all points of one ball together: of larger images fewer are drawn, since each is a forward pass in float64."""
+_FEWEST, _FEWEST_ROWS = 2, 2
 # Of rounding, relative to the outputs; a wrong operator is off by orders of magnitude more.
 _ROUNDING = {torch.float64: 1e-6}
 _LOOSENESS = {torch.float64: 1e-3}
@@ -61,7 +64,8 @@ def probe(
     image = bring(0.25 + 0.5 * drawn, example.device, example.dtype)
     with torch.no_grad():
         logits = forward(image)
-    rows = torch.linspace(0, logits.shape[1] - 1, 1 if halved else min(_ROWS, logits.shape[1])).round().long().to(logits.device)
+    most = _ROWS if image.numel() * _POINTS <= _PIXELS else _FEWEST_ROWS
+    rows = torch.linspace(0, logits.shape[1] - 1, 1 if halved else min(most, logits.shape[1])).round().long().to(logits.device)
     matrix = torch.eye(logits.shape[1], device=logits.device, dtype=logits.dtype)[rows]
     radii = EPS[:1] if estimate else EPS
     widths: list[Tensor] = []
@@ -112,14 +116,15 @@ def _outputs(forward: Forward, points: Tensor) -> Iterator[Tensor]:
 def _points(forward: Forward, image: Tensor, rows: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:
     """Draw points of the ball, half of them on its boundary, and add where the gradients of some logits point: (N, ...)."""
     size = image.numel()
-    drawn = bring(torch.randn(_POINTS, size, generator=generator, dtype=torch.float64), image.device, image.dtype)
+    count = max(_FEWEST, min(_POINTS, _PIXELS // size))
+    drawn = bring(torch.randn(count, size, generator=generator, dtype=torch.float64), image.device, image.dtype)
     steepest = _gradients(forward, image, rows)
     directions = _on_boundary(torch.cat([drawn, steepest, -steepest]), norm)
-    shorter = torch.rand(_POINTS // 2, 1, generator=generator, dtype=torch.float64)
-    directions[: _POINTS // 2] *= bring(shorter, image.device, image.dtype)
+    shorter = torch.rand(count // 2, 1, generator=generator, dtype=torch.float64)
+    directions[: count // 2] *= bring(shorter, image.device, image.dtype)
     if norm is Norm.LINF:
-        inside = 2 * torch.rand(_POINTS // 2, size, generator=generator, dtype=torch.float64) - 1
-        directions[: _POINTS // 2] = bring(inside, image.device, image.dtype)
+        inside = 2 * torch.rand(count // 2, size, generator=generator, dtype=torch.float64) - 1
+        directions[: count // 2] = bring(inside, image.device, image.dtype)
     # A hair inside, so that rounding does not carry a point over the boundary.
     return image + (1 - 1e-6) * eps * directions.view(-1, *image.shape[1:])
 

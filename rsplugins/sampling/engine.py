@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from rsplugins.execution import Execution
 from rsplugins.machine.device import is_out_of_memory
 from rsplugins.sampling import tuning
 from rsplugins.sampling.bookkeeping import Clock, Segment, Slot
-from rsplugins.sampling.independence import Guard
+from rsplugins.sampling.independence import Guard, Record
 from rsplugins.sampling.noise import EXACT, GaussianNoise, NoiseSource, too_coarse
 from rsplugins.sampling.program import Program
 from rsplugins.sampling.votes import Reader, Sample, ScoreReader, VoteReader
@@ -31,6 +32,8 @@ Work = Iterable[tuple[int, Tensor, Program]]
 _CANONICAL_ROWS = {"cpu": 1, "cuda": 256}
 
 
+_GUARDED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Record]] = WeakKeyDictionary()
+"""What was checked of a function before, for each kind of input: another call looks whether it still holds, and goes on."""
 TallyName = Literal["votes", "scores", "values"]
 
 
@@ -183,7 +186,7 @@ class Sampler:
         if not segments:
             return None
         try:
-            self._check(sum(segment.rows for segment in segments))
+            self._check(self._rows(sum(segment.rows for segment in segments)))
             logits = self._evaluate(segments)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or self.batch_size == 1:
@@ -221,9 +224,14 @@ class Sampler:
         for slot, start, rows in segments:
             self.noise.perturb(slot.image, self._buffer[row : row + rows], slot.index, start)
             row += rows
-        # A compiled function keeps one shape: what is left of the buffer rides along and is ignored.
-        batch = self._buffer if self.execution.compile else self._buffer[:row]
-        return self._forward(batch)[:row]
+        # What is left of the buffer rides along and is ignored: a compiled function keeps one shape, and to check another one
+        # costs more rows than that.
+        return self._forward(self._buffer[: self._rows(row)])[:row]
+
+    def _rows(self, needed: int) -> int:
+        """Return how many rows are run for so many samples."""
+        assert self._guard is not None  # made with the first item
+        return needed if self._guard.knows(needed) and not self.execution.compile else self.batch_size
 
     def _forward(self, batch: Tensor) -> Tensor:
         # What is recorded is what runs: an autocast that the caller is in is left.
@@ -264,7 +272,7 @@ class Sampler:
 
     def _check(self, rows: int) -> None:
         assert self._guard is not None  # made with the first item
-        self._guard.check(self.batch_size if self.execution.compile else rows)
+        self._guard.check(rows)
 
     def _check_again(self, clock: Clock) -> None:
         """Check after an input that the function has not changed; what that costs is the input's."""
@@ -283,7 +291,20 @@ class Sampler:
 
         coarsest = torch.bfloat16 if self.execution.dtype == "bfloat16" else None
         compiled = self.execution.compile
-        return Guard(self._plain, self._forward, noisy, self.device, alone=self._capacity, coarsest=coarsest, compiled=compiled)
+        kind = self._kind(item.shape)
+        known = _GUARDED.setdefault(self._plain, {}) if isinstance(self._plain, nn.Module) else {}
+        guard = Guard(
+            self._plain,
+            self._forward,
+            noisy,
+            self.device,
+            alone=self._capacity,
+            coarsest=coarsest,
+            compiled=compiled,
+            record=known.get(kind),
+        )
+        known[kind] = guard.record
+        return guard
 
     def _prepare(self, index: int, item: Tensor) -> None:
         """Make the buffer for items like this one, and learn what was left open: the number of classes, the batch size."""
@@ -299,10 +320,18 @@ class Sampler:
             else:
                 self._reader = ScoreReader(self.num_classes, softmax=self.tally == "scores")
         if not self.batch_size:
-            probe = item.to(self.device, self.dtype)
-            self.batch_size = tuning.best_batch_size(self._forward, lambda rows: self._batch(rows, item.shape).add_(probe))
+            probe, known = item.to(self.device, self.dtype), tuning.signature(self._plain)
+            key = (known, *self._kind(item.shape)) if known else ()
+            self.batch_size = tuning.best_batch_size(
+                self._forward, lambda rows: self._batch(rows, item.shape).add_(probe), key=key
+            )
         if self._buffer.shape != (self.batch_size, *item.shape):
             self._buffer = self._batch(self.batch_size, item.shape)
+
+    def _kind(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Return what, besides the function, decides which kernels run."""
+        chosen = self.execution
+        return tuple(shape), str(self.dtype), self.channels_last, str(self.device), chosen.dtype, chosen.compile
 
     def _shrink(self) -> None:
         shape, self._buffer = self._buffer.shape[1:], torch.empty(0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -79,6 +80,33 @@ class _Trial(NamedTuple):
     places: Tensor
 
 
+@dataclass
+class Record:
+    """What was checked of a function, and what shows whether it is the same still.
+
+    Attributes:
+        state: what the function could remember, after the last check.
+        passing: what its passes leave behind and none of them reads.
+        sizes: of batch that were checked.
+        targets: (T, *shape), the images that are tried.
+        logits: (T, K), what each gets alone.
+        again: a small batch.
+        expected: what it gets.
+        tolerance: how far logits may differ.
+        scale: the largest logit.
+    """
+
+    state: Seen
+    passing: set[tuple[str, str]]
+    sizes: set[int] = field(default_factory=set)
+    targets: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    again: Tensor = field(default_factory=lambda: torch.empty(0))
+    expected: Tensor = field(default_factory=lambda: torch.empty(0))
+    tolerance: Tolerance = field(default_factory=lambda: Tolerance(0.0, 0.0))
+    scale: float = 0.0
+
+
 class Guard:
     """Checks one function for images of one shape.
 
@@ -90,6 +118,8 @@ class Guard:
         alone: the size of batch in which the engine decides near-ties.
         coarsest: the dtype of lower precision that the engine computes in, when it does.
         compiled: whether the function is; it is compiled anew for each size, so no other than the engine's are tried.
+        record: of an earlier guard of the same function for such images: it goes on where that one was, if the function is the
+            same in all that can be seen.
 
     Raises:
         UsageError: the function asks Python about values of its batch, or uses what it kept of an earlier one.
@@ -105,17 +135,26 @@ class Guard:
         alone: int = 1,
         coarsest: torch.dtype | None = None,
         compiled: bool = False,
+        record: Record | None = None,
     ) -> None:
         self._function, self._run, self._noisy, self._device = function, forward, noisy, device
         self._alone, self._compiled, self._coarsest = alone, compiled, coarsest
         self._watch = Watch(function)
+        if record is not None and self._takes(record):
+            return
         if isinstance(function, nn.Module):
             self._watch.passing = check_each_alone(function, noisy(SMALL[0]))
-        self._state: Seen = self._watch.look()
-        self._sizes: set[int] = set()
-        self._targets = self._logits = self._again = self._expected = torch.empty(0)
-        self._tolerance = Tolerance(0.0, 0.0)
-        self._scale = 0.0
+        self.record = Record(self._watch.look(), self._watch.passing)
+
+    def _takes(self, record: Record) -> bool:
+        """Take over what was checked before, and return whether the function is as it was then."""
+        self.record, self._watch.passing = record, record.passing
+        # The bytes of every tensor are read: a change through .data moves no version counter.
+        return bool(record.sizes) and not changed(record.state, self._watch.look()) and self._repeats()
+
+    def knows(self, size: int) -> bool:
+        """Return whether batches of one size were checked."""
+        return size in self.record.sizes
 
     def check(self, size: int) -> None:
         """Check batches of one size, and at the first call what holds at any; nothing for a size that was checked.
@@ -123,14 +162,14 @@ class Guard:
         Raises:
             UsageError: the images of a batch depend on each other, or the function on what it was given before.
         """
-        if size in self._sizes:
+        if size in self.record.sizes:
             return
-        if not self._sizes:
+        if not self.record.sizes:
             self._prepare()
             for small in {*SMALL, self._alone} - {1, size} if not self._compiled else ():
                 self._try_small(small)
         self._check(size)
-        self._sizes.add(size)
+        self.record.sizes.add(size)
 
     def repeat(self) -> None:
         """Check that the function still does what it did when it was checked.
@@ -138,9 +177,13 @@ class Guard:
         Raises:
             UsageError: it does not.
         """
-        self._compare_state(self._state, self._watch.look(fresh=False), "since sampling began")
-        if len(self._again) and not self._same(self._run(self._again.clone()), self._expected, self._tolerance.repeat):
+        self._compare_state(self.record.state, self._watch.look(fresh=False), "since sampling began")
+        if not self._repeats():
             raise _remembers("its logits for the same batch have changed since sampling began")
+
+    def _repeats(self) -> bool:
+        known = self.record
+        return not len(known.again) or self._same(self._run(known.again.clone()), known.expected, known.tolerance.repeat)
 
     def unchanged(self) -> bool:
         """Whether :meth:`repeat` finds nothing, for a function that is to be sampled once more."""
@@ -152,25 +195,25 @@ class Guard:
 
     def _prepare(self) -> None:
         """Find the images, and what each gets alone."""
-        before = self._state
+        before = self.record.state
         rows = self._noisy(_NOISY)
         logits = self._one_by_one(rows)
-        self._state = self._watch.look()
-        lasting = [said for said in changed(before, self._state) if said in self._watch.lasting]
+        self.record.state = self._watch.look()
+        lasting = [said for said in changed(before, self.record.state) if said in self._watch.lasting]
         if lasting:
             raise _changes(lasting)
         near = self._near_ties(rows, logits)
-        self._targets = torch.cat([rows, near])
-        self._logits = torch.cat([logits, self._one_by_one(near)]) if len(near) else logits
+        targets = torch.cat([rows, near])
+        found = torch.cat([logits, self._one_by_one(near)]) if len(near) else logits
         # By turns, so that a small group has both.
-        order = torch.arange(len(self._targets)).reshape(-1, _NOISY).T.flatten()
-        self._targets, self._logits = self._targets[order.to(rows.device)], self._logits[order.to(logits.device)]
-        finite = self._logits[self._logits.isfinite()]
-        self._scale = float(finite.abs().max()) if len(finite) else 0.0
-        dtypes = [self._logits.dtype, *([self._coarsest] if self._coarsest else []), *_dtypes(self._function)]
+        order = torch.arange(len(targets)).reshape(-1, _NOISY).T.flatten()
+        self.record.targets, found = targets[order.to(rows.device)], found[order.to(found.device)]
+        finite = found[found.isfinite()]
+        self.record.scale = float(finite.abs().max()) if len(finite) else 0.0
+        dtypes = [found.dtype, *([self._coarsest] if self._coarsest else []), *_dtypes(self._function)]
         coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        self._tolerance = Tolerance.of(coarsest, self._device, compiled=self._compiled)
-        self._logits = double(self._logits)
+        self.record.tolerance = Tolerance.of(coarsest, self._device, compiled=self._compiled)
+        self.record.logits = double(found)
 
     def _try_small(self, size: int) -> None:
         try:
@@ -183,29 +226,29 @@ class Guard:
                 raise
 
     def _check(self, size: int, groups: int | None = None) -> None:
-        self._compare_state(self._state, self._watch.look())
+        self._compare_state(self.record.state, self._watch.look())
         self._run(self._noisy(size))  # what a model computes once for a shape, such as a table of positions, it may keep
-        self._state, before = self._watch.look(), generators(self._device)
+        self.record.state, before = self._watch.look(), generators(self._device)
         trials = list(islice(self._trials(size), groups))
-        alone = double(self._one_by_one(self._targets)) if groups is None else self._logits
-        self._compare_state(self._state, self._watch.look())
+        alone = double(self._one_by_one(self.record.targets)) if groups is None else self.record.logits
+        self._compare_state(self.record.state, self._watch.look())
         drawn = changed(before, generators(self._device))
         if drawn:
             raise _random(drawn)
-        if not self._same(alone, self._logits, self._tolerance.repeat):
+        if not self._same(alone, self.record.logits, self.record.tolerance.repeat):
             raise _remembers("its logits for one image alone differ between two calls with other images in between")
         for trial in trials:
             self._judge(trial, size)
-        if not len(self._again) or size == SMALL[-1]:
-            self._again = trials[0].batches[0]
-            self._expected = double(self._run(self._again.clone()))
+        if not len(self.record.again) or size == SMALL[-1]:
+            self.record.again = trials[0].batches[0]
+            self.record.expected = double(self._run(self.record.again.clone()))
 
     def _trials(self, size: int) -> Iterator[_Trial]:
         share = max(1, size // 2)
         random = torch.Generator().manual_seed(size)
-        for start in range(0, len(self._targets), share):
+        for start in range(0, len(self.record.targets), share):
             names = slice(start, start + share)
-            images = self._targets[names]
+            images = self.record.targets[names]
             places = torch.randperm(size, generator=random)[: len(images)]
             noisy = self._noisy(size + _NOISY)[_NOISY:]  # not the images themselves
             batches = [_placed(filled, images, places) for filled in (noisy, *_other_contents(noisy))]
@@ -215,15 +258,15 @@ class Guard:
             yield _Trial(names, first, self._rows(batches[0], places), others, moved, batches, places)
 
     def _judge(self, trial: _Trial, size: int) -> None:
-        if not self._same(trial.again, trial.first, self._tolerance.repeat):
+        if not self._same(trial.again, trial.first, self.record.tolerance.repeat):
             raise _remembers(f"its logits for the same batch of {size} differ between two calls with others in between")
         for other, batch in zip(trial.others, trial.batches[1:], strict=True):
-            if not self._same(other, trial.first, self._tolerance.repeat):
+            if not self._same(other, trial.first, self.record.tolerance.repeat):
                 layer = self._first_layer(trial.batches[0], batch, trial.places) if not self._compiled else ""
                 raise _mixes(size, self._gap(other, trial.first), layer)
         for found, what in ((trial.first, f"in a batch of {size}"), (trial.moved, f"at another place in a batch of {size}")):
-            if not self._same(found, self._logits[trial.names], self._tolerance.across):
-                raise _depends_on_size(what, self._gap(found, self._logits[trial.names]), self._tolerance.across)
+            if not self._same(found, self.record.logits[trial.names], self.record.tolerance.across):
+                raise _depends_on_size(what, self._gap(found, self.record.logits[trial.names]), self.record.tolerance.across)
 
     def _near_ties(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Return images on the way to the nearest other class, each with half the lead of the one before."""
@@ -259,11 +302,11 @@ class Guard:
         return double(logits[places.to(logits.device)])
 
     def _same(self, found: Tensor, expected: Tensor, tolerance: float) -> bool:
-        return torch.allclose(double(found), double(expected), rtol=0.0, atol=tolerance * self._scale, equal_nan=True)
+        return torch.allclose(double(found), double(expected), rtol=0.0, atol=tolerance * self.record.scale, equal_nan=True)
 
     def _gap(self, found: Tensor, expected: Tensor) -> float:
         gap = float((found - expected).abs().nan_to_num(torch.inf).max())
-        return gap / self._scale if self._scale else math.inf
+        return gap / self.record.scale if self.record.scale else math.inf
 
     def _compare_state(self, before: Seen, after: Seen, when: str = "by a forward pass") -> None:
         words = changed(before, after)
@@ -278,7 +321,7 @@ class Guard:
         for (name, here), (_, there) in zip(seen, again, strict=False):
             scale = float(here.abs().nan_to_num(0.0, 0.0, 0.0).max()) if here.numel() else 0.0
             if here.shape == there.shape and not torch.allclose(
-                here, there, rtol=0.0, atol=self._tolerance.repeat * scale, equal_nan=True
+                here, there, rtol=0.0, atol=self.record.tolerance.repeat * scale, equal_nan=True
             ):
                 return name
         return ""

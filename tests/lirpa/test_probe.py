@@ -193,3 +193,44 @@ def test_where_patches_fail_matrices_are_used():
     low, high = BoundNetwork(settle(Residual()), images).bounds(images, 0.1, method="crown")
     outputs = reached(settle(Residual()), images[:1], 0.1, Norm.LINF)
     assert bool(((outputs >= low[0] - 1e-9) & (outputs <= high[0] + 1e-9)).all())
+
+
+def counted(monkeypatch):
+    """Count how often bounds are held against the network."""
+    calls, probe = [], networks.probe
+    monkeypatch.setattr(
+        networks, "probe", lambda *arguments, **options: calls.append(options["method"]) or probe(*arguments, **options)
+    )
+    return calls
+
+
+def test_a_network_that_was_checked_is_not_checked_again_and_another_is(monkeypatch):
+    calls = counted(monkeypatch)
+    module = settle(mlp(4, 6, 3))
+    image = torch.rand(1, 4, dtype=D, generator=torch.Generator().manual_seed(0))
+
+    def ask(network, method="ibp", norm=Norm.LINF):
+        return BoundNetwork(network, image, dtype=D).bounds(image, 0.01, norm=norm, method=method)
+
+    first, second = ask(module), ask(module)
+    assert calls == ["ibp"]
+    assert torch.equal(first[0], second[0])
+    ask(module, "crown")
+    ask(module, norm=Norm.L2)
+    assert calls == ["ibp", "crown", "ibp"]
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] += 1e-7
+    ask(module)
+    assert len(calls) == 4
+    BoundNetwork(module, image).bounds(image, 0.01)  # shared weights, which training changes: never kept
+    assert len(calls) == 5
+
+
+def test_what_is_wrong_is_refused_every_time(monkeypatch):
+    calls = counted(monkeypatch)
+    module = pooled(OTHER_POOLS[0])
+    monkeypatch.setattr("rsplugins.lirpa.network.check_method", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(ParameterError, match="are wrong"):
+            BoundNetwork(module, IMAGE, dtype=D).bounds(IMAGE, 0.05, method="crown")
+    assert calls == ["crown", "crown"]

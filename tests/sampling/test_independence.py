@@ -120,11 +120,20 @@ class AtSize(wrong_models.Base):
         return z + 0.1 * z.mean(0) if len(x) == self.size else z
 
 
-@pytest.mark.parametrize("size", [20, 33, 40])
+@pytest.mark.parametrize("size", [2, 7, 40])
 def test_every_size_that_sampling_uses_is_checked(size):
     classifier = rsplugins.wrap(AtSize(size), input_size=wrong_models.SHAPE)
     with pytest.raises(UsageError, match=f"batch of {size}"):
         rsplugins.certify(classifier, images(1), batch_size=40, sigma=0.25, n0=20, n=393, alpha=0.01)
+
+
+def test_no_other_size_is_used(monkeypatch):
+    """Of n0 = 20 and n = 393 in batches of 40 the last ones are filled."""
+    classifier, used = rsplugins.wrap(AtSize(0), input_size=wrong_models.SHAPE), set()
+    forward = Sampler._forward
+    monkeypatch.setattr(Sampler, "_forward", lambda self, batch: used.add(len(batch)) or forward(self, batch))
+    rsplugins.certify(classifier, images(1), batch_size=40, sigma=0.25, n0=20, n=393, alpha=0.01)
+    assert used == {1, 2, 7, 40}
 
 
 class Hidden(wrong_models.Late):
