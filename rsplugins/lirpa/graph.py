@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -252,7 +254,7 @@ def identity(graph: Any, model: nn.Module) -> str:
     Returns:
         Hexadecimal digits; nothing where an operator is somebody else's, whose code no version here tells.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_code().encode())
     for node in graph._modules.values():
         kind = type(node)
         if not f"{kind.__module__}.".startswith(_OURS):
@@ -260,12 +262,30 @@ def identity(graph: Any, model: nn.Module) -> str:
         inputs = [given.name for given in getattr(node, "inputs", ())]
         options = sorted((key, repr(value)) for key, value in vars(node).items() if isinstance(value, _PLAIN))
         digest.update(f"{kind.__module__}.{kind.__qualname__} {node.name} {inputs} {options} {node.output_shape}\n".encode())
-        value = getattr(node, "value", None)
-        digest.update(cache.fingerprint(value).encode() if isinstance(value, Tensor) else b"")
-    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        digest.update(f"{name} {cache.fingerprint(tensor) if isinstance(tensor, Tensor) else tensor!r}\n".encode())
+        for key, value in sorted(vars(node).items()):
+            digest.update(f"{key} {cache.fingerprint(value)}\n".encode() if isinstance(value, Tensor) else b"")
+    # Not the state dict, which leaves buffers out that are not stored, such as a normalisation.
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {cache.fingerprint(tensor)}\n".encode())
     digest.update(f"{model!r}".encode())
     return digest.hexdigest()
 
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.Size)
+
+
+def _code() -> str:
+    """Return a digest of the code that computes bounds, as it is loaded: somebody may have put another function in its place."""
+    digest = hashlib.sha256()
+    for name, module in sorted(sys.modules.items()):
+        if f"{name}.".startswith(("auto_LiRPA.", "rsplugins.lirpa.")) and module is not None:
+            for owner in (module, *(kind for kind in vars(module).values() if isinstance(kind, type))):
+                for key, value in sorted(vars(owner).items()):
+                    code = getattr(getattr(value, "__func__", value), "__code__", None)
+                    digest.update(f"{name}.{key} {_instructions(code)}\n".encode() if code is not None else b"")
+    return digest.hexdigest()
+
+
+def _instructions(code: types.CodeType) -> str:
+    constants = [_instructions(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"

@@ -24,23 +24,38 @@ def home() -> Path:
 
 
 def recall(kind: str, *key: Any) -> Any:
-    """Return what :func:`keep` was given under a key by this version of rsplugins, or None."""
-    path = _path(kind, key)
-    if path not in _KNOWN:
+    """Return what :func:`keep` was given under a key by this version of rsplugins, or None.
+
+    A file that was edited, moved or cut is not believed.
+    """
+    path, said = _path(kind, key)
+    if path not in _KNOWN and _names_its_code():
         try:
-            _KNOWN[path] = json.loads(path.read_text(encoding="utf-8"))["value"]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["key"] == said and found["seal"] == _seal(said, found["value"]):
+                _KNOWN[path] = found["value"]
         except (OSError, ValueError, LookupError, TypeError):
             return None
-    return _KNOWN[path]
+    return _KNOWN.get(path)
 
 
 def keep(value: Any, kind: str, *key: Any) -> None:
-    """Keep a JSON value under a key; where nothing can be written, for this process alone."""
-    path = _path(kind, key)
+    """Keep a JSON value under a key; where nothing can be written, and in a checkout with changes, for this process alone."""
+    path, said = _path(kind, key)
     _KNOWN[path] = value
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"key": [str(part) for part in key], "value": value}) + "\n")
+    if _names_its_code():
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps({"key": said, "value": value, "seal": _seal(said, value)}) + "\n")
+
+
+def _names_its_code() -> bool:
+    """Whether the version tells this code from any other: what changed code found out is not what this code would."""
+    return not version().endswith((".dirty", "+unknown"))
+
+
+def _seal(key: list[str], value: Any) -> str:
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()
 
 
 def fingerprint(tensor: Tensor) -> str:
@@ -54,6 +69,6 @@ def fingerprint(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _path(kind: str, key: tuple[Any, ...]) -> Path:
-    text = json.dumps([version(), *map(str, key)])
-    return home() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+def _path(kind: str, key: tuple[Any, ...]) -> tuple[Path, list[str]]:
+    said = [version(), *map(str, key)]
+    return home() / kind / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]}.json", said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import deque
@@ -273,6 +274,7 @@ class Sampler:
     def _check(self, rows: int) -> None:
         assert self._guard is not None  # made with the first item
         self._guard.check(rows)
+        self._keep_record(self._guard.record)
 
     def _check_again(self, clock: Clock) -> None:
         """Check after an input that the function has not changed; what that costs is the input's."""
@@ -293,7 +295,8 @@ class Sampler:
         compiled = self.execution.compile
         kind = self._kind(item.shape)
         known = _GUARDED.setdefault(self._plain, {}) if isinstance(self._plain, nn.Module) else {}
-        guard = Guard(
+        self._keep_record = functools.partial(known.__setitem__, kind)
+        return Guard(
             self._plain,
             self._forward,
             noisy,
@@ -303,8 +306,6 @@ class Sampler:
             compiled=compiled,
             record=known.get(kind),
         )
-        known[kind] = guard.record
-        return guard
 
     def _prepare(self, index: int, item: Tensor) -> None:
         """Make the buffer for items like this one, and learn what was left open: the number of classes, the batch size."""

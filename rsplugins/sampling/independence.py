@@ -87,7 +87,7 @@ class Record:
     Attributes:
         state: what the function could remember, after the last check.
         passing: what its passes leave behind and none of them reads.
-        sizes: of batch that were checked.
+        sizes: of batch that were checked, each with images that were tried, their places in the batch, and their logits.
         targets: (T, *shape), the images that are tried.
         logits: (T, K), what each gets alone.
         again: a small batch.
@@ -98,7 +98,7 @@ class Record:
 
     state: Seen
     passing: set[tuple[str, str]]
-    sizes: set[int] = field(default_factory=set)
+    sizes: dict[int, tuple[slice, Tensor, Tensor]] = field(default_factory=dict)
     targets: Tensor = field(default_factory=lambda: torch.empty(0))
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
     again: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -140,10 +140,15 @@ class Guard:
         self._function, self._run, self._noisy, self._device = function, forward, noisy, device
         self._alone, self._compiled, self._coarsest = alone, compiled, coarsest
         self._watch = Watch(function)
-        if record is not None and self._takes(record):
-            return
-        if isinstance(function, nn.Module):
-            self._watch.passing = check_each_alone(function, noisy(SMALL[0]))
+        self._tried: set[int] = set()
+        """Sizes that this guard has run, and not only read of."""
+        if record is None or not self._takes(record):
+            self._begin()
+
+    def _begin(self) -> None:
+        self._tried.clear()
+        if isinstance(self._function, nn.Module):
+            self._watch.passing = check_each_alone(self._function, self._noisy(SMALL[0]))
         self.record = Record(self._watch.look(), self._watch.passing)
 
     def _takes(self, record: Record) -> bool:
@@ -162,14 +167,27 @@ class Guard:
         Raises:
             UsageError: the images of a batch depend on each other, or the function on what it was given before.
         """
-        if size in self.record.sizes:
+        if size in self._tried:
             return
+        if size in self.record.sizes:
+            if self._gives_the_same(size):
+                self._tried.add(size)
+                return
+            self._begin()  # it is another function: a layer of torch, a mode, or something else that no look sees, has changed
         if not self.record.sizes:
             self._prepare()
-            for small in {*SMALL, self._alone} - {1, size} if not self._compiled else ():
+            for small in sorted({*SMALL, self._alone} - {1, size}) if not self._compiled else ():
                 self._try_small(small)
-        self._check(size)
-        self.record.sizes.add(size)
+        trial = self._check(size)
+        self.record.sizes[size] = trial.names, trial.places, trial.first
+        self._tried.add(size)
+
+    def _gives_the_same(self, size: int) -> bool:
+        """Whether a batch of a size that was checked gives images what it gave them, beside extreme contents."""
+        names, places, first = self.record.sizes[size]
+        *_, extreme = _other_contents(self._noisy(size))
+        found = self._rows(_placed(extreme, self.record.targets[names], places), places)
+        return self._same(found, first, self.record.tolerance.repeat)
 
     def repeat(self) -> None:
         """Check that the function still does what it did when it was checked.
@@ -225,7 +243,7 @@ class Guard:
             if not (is_out_of_memory(error) or isinstance(error, (RuntimeError, ValueError, AssertionError, IndexError))):
                 raise
 
-    def _check(self, size: int, groups: int | None = None) -> None:
+    def _check(self, size: int, groups: int | None = None) -> _Trial:
         self._compare_state(self.record.state, self._watch.look())
         self._run(self._noisy(size))  # what a model computes once for a shape, such as a table of positions, it may keep
         self.record.state, before = self._watch.look(), generators(self._device)
@@ -242,6 +260,7 @@ class Guard:
         if not len(self.record.again) or size == SMALL[-1]:
             self.record.again = trials[0].batches[0]
             self.record.expected = double(self._run(self.record.again.clone()))
+        return trials[0]
 
     def _trials(self, size: int) -> Iterator[_Trial]:
         share = max(1, size // 2)

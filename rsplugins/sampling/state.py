@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.checks import named_layer
-from rsplugins.classifier import checksum
+from rsplugins.classifier import checksum, dense_parts
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps in a module, hooks and layers among it, which are looked at by name."""
@@ -360,8 +360,5 @@ def _pointer(tensor: Tensor) -> int:
 
 def _digest(tensor: Tensor) -> tuple[Any, ...]:
     with torch.no_grad():
-        try:
-            content = int(checksum(tensor))
-        except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised
-            content = hash(repr(tensor))
+        content = tuple(int(checksum(part)) for part in dense_parts(tensor))
     return "tensor", str(tensor.dtype), tuple(tensor.shape), content

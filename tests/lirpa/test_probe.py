@@ -234,3 +234,39 @@ def test_what_is_wrong_is_refused_every_time(monkeypatch):
         with pytest.raises(ParameterError, match="are wrong"):
             BoundNetwork(module, IMAGE, dtype=D).bounds(IMAGE, 0.05, method="crown")
     assert calls == ["crown", "crown"]
+
+
+def test_an_operator_that_somebody_replaced_is_checked_anew(monkeypatch):
+    from auto_LiRPA.bound_ops import BoundRelu
+
+    module = settle(mlp(4, 6, 3))
+    image = torch.rand(1, 4, dtype=D, generator=torch.Generator().manual_seed(0))
+    BoundNetwork(module, image, dtype=D).bounds(image, 0.1)
+    monkeypatch.setattr(BoundRelu, "interval_propagate", lambda self, x: (0 * x[0], 0 * x[0]))
+    with pytest.raises(ParameterError, match="are wrong"):
+        BoundNetwork(module, image, dtype=D).bounds(image, 0.1)
+
+
+class Scaled(nn.Module):
+    """A layer with a constant that no state dict holds."""
+
+    def __init__(self, value, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(4, 3).to(D)
+        if how == "buffer":
+            self.register_buffer("scale", torch.tensor([value, 1, 1, 1], dtype=D), persistent=False)
+        else:
+            self.scale = torch.tensor([value, 1, 1, 1], dtype=D) if how == "attribute" else value
+
+    def forward(self, x):
+        return self.last(x.flatten(1) * self.scale)
+
+
+@pytest.mark.parametrize("how", ["buffer", "attribute", "number"])
+def test_a_constant_outside_of_the_state_dict_makes_another_network(monkeypatch, how):
+    calls = counted(monkeypatch)
+    image = torch.rand(1, 4, dtype=D, generator=torch.Generator().manual_seed(0))
+    for value in (1.0, 1.0, 2.0):
+        BoundNetwork(Scaled(value, how).eval(), image, dtype=D).bounds(image, 0.01)
+    assert len(calls) == 2

@@ -14,6 +14,12 @@ from rsplugins.machine import cache
 from rsplugins.sampling import Draw, GaussianNoise, Sampler, engine, tuning
 
 
+@pytest.fixture(autouse=True)
+def released(monkeypatch):
+    """Let this be a version that names its code: a checkout with changes keeps nothing on the disk."""
+    monkeypatch.setattr(cache, "version", lambda: "0.1.0+g0123456789ab")
+
+
 @pytest.fixture
 def forgetful(monkeypatch):
     """A function that makes this process forget, as a new one has."""
@@ -33,6 +39,31 @@ def test_another_version_recalls_nothing(forgetful, monkeypatch):
     forgetful()
     monkeypatch.setattr(cache, "version", lambda: "0.0.0")
     assert cache.recall("things", "a") is None
+
+
+@pytest.mark.parametrize("named", ["0.1.0+g0123456789ab.dirty", "0.1.0+unknown"])
+def test_a_version_that_names_no_code_keeps_nothing_on_the_disk(forgetful, monkeypatch, named):
+    monkeypatch.setattr(cache, "version", lambda: named)
+    cache.keep(1, "things", "a")
+    assert cache.recall("things", "a") == 1
+    forgetful()
+    assert cache.recall("things", "a") is None
+    assert not cache.home().exists()
+
+
+def test_an_edited_and_a_moved_file_are_not_believed(forgetful):
+    cache.keep(2.5, "norms", "a")
+    (path,) = (cache.home() / "norms").iterdir()
+    whole = path.read_text()
+    path.write_text(whole.replace("2.5", "0.5"))
+    forgetful()
+    assert cache.recall("norms", "a") is None
+    path.write_text(whole)
+    cache.keep(7.5, "norms", "b")
+    (other,) = set((cache.home() / "norms").iterdir()) - {path}
+    other.write_text(whole)
+    forgetful()
+    assert (cache.recall("norms", "a"), cache.recall("norms", "b")) == (2.5, None)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"value"'])

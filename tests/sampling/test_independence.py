@@ -9,12 +9,15 @@ import pytest
 import timm
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.overrides import TorchFunctionMode
 
 import rsplugins
 from rsplugins.certifier import Execution
 from rsplugins.errors import UsageError
 from rsplugins.sampling import Draw, GaussianNoise, Sampler
+from rsplugins.sampling.state import Watch, changed
 from tests.sampling import wrong_models
 
 SETTINGS = {"sigma": 0.25, "n0": 20, "n": 400, "alpha": 0.01}
@@ -281,3 +284,96 @@ def test_compiled_models_are_checked_too():
     for make in (wrong_models.Mean, wrong_models.Counter, wrong_models.Average):
         with pytest.raises(UsageError):
             certify(make(), "gaussian-soft", compile=True)
+
+
+def mixed(h):
+    """Mix the batch where it is one of the engine's: the small batch that is run again is not."""
+    return h - h.mean(0, keepdim=True) if len(h) >= 40 else h
+
+
+class Plain(wrong_models.Base):
+    """Nothing is wrong with it."""
+
+    def forward(self, x):
+        return self.logits(F.relu(x))
+
+
+def by_a_hook_on_all(monkeypatch, model):
+    handle = nn.modules.module.register_module_forward_hook(lambda layer, _, out: mixed(out) if layer is model else None)
+    return handle.remove
+
+
+def by_a_mode(monkeypatch, model):
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            return mixed(out) if function is F.relu else out
+
+    mode = Mode()
+    mode.__enter__()
+    return lambda: mode.__exit__(None, None, None)
+
+
+def by_a_function_of_torch(monkeypatch, model):
+    original = F.relu
+    monkeypatch.setattr(F, "relu", lambda h, inplace=False: mixed(original(h)))
+
+
+def by_the_class_of_a_layer(monkeypatch, model):
+    original = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, h: original(self, mixed(h)))
+
+
+def by_its_own_class(monkeypatch, model):
+    original = Plain.forward
+    monkeypatch.setattr(Plain, "forward", lambda self, x: mixed(original(self, x)))
+
+
+def by_a_hook(monkeypatch, model):
+    return model.register_forward_hook(lambda _, inputs, out: mixed(out)).remove
+
+
+@pytest.mark.parametrize(
+    "change", [by_a_hook_on_all, by_a_mode, by_a_function_of_torch, by_the_class_of_a_layer, by_its_own_class, by_a_hook]
+)
+def test_a_function_that_was_checked_and_then_changed_is_refused(monkeypatch, change):
+    """What is kept of a check is not all that decides what a model computes: torch itself can be another."""
+    model = Plain()
+    classifier = rsplugins.wrap(model, input_size=wrong_models.SHAPE)
+    settings = {"batch_size": 64, "sigma": 0.25, "n0": 20, "n": 400, "alpha": 0.01}
+    for _ in range(2):
+        assert rsplugins.certify(classifier, images(1), **settings)[0].radius is not None
+    undo = change(monkeypatch, model)
+    try:
+        with pytest.raises(UsageError, match="depends on the other images"):
+            rsplugins.certify(classifier, images(1), **settings)
+    finally:
+        if undo is not None:
+            undo()
+    monkeypatch.undo()
+    assert rsplugins.certify(classifier, images(1), **settings)[0].radius is not None
+
+
+def long_sparse(value):
+    return torch.sparse_coo_tensor(torch.arange(3000)[None], torch.ones(3000).index_fill(0, torch.tensor(1500), value), (4000,))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        long_sparse,
+        lambda value: torch.eye(60).index_put((torch.tensor(30), torch.tensor(30)), torch.tensor(value)).to_sparse_csr(),
+        lambda value: torch.quantize_per_tensor(torch.ones(3000).index_fill(0, torch.tensor(1500), value), 0.5, 0, torch.qint8),
+        lambda value: torch.quantize_per_tensor(torch.ones(3000), value / 2, 0, torch.qint8),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_state_in_the_middle_of_a_long_sparse_or_quantised_tensor_is_seen(make):
+    """Printed, such a tensor is an ellipsis in its middle."""
+    layer = nn.Identity()
+    layer.kept = make(1.0)
+    watch = Watch(layer)
+    before = watch.look()
+    assert not changed(before, watch.look())
+    layer.kept = make(2.0)
+    assert changed(before, watch.look())
