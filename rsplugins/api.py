@@ -266,11 +266,12 @@ def _run(
 ) -> Run:
     from rsplugins.certification import prepare
     from rsplugins.host import get_host
-    from rsplugins.machine.progress import Silent, for_stream
+    from rsplugins.machine.progress import Silent, for_stream, shown_on
     from rsplugins.runs.campaign import carry_out_one
 
     entry = get_host().find("certifier", method)
-    certifier = prepare(entry, classifier, parameters, execution)
     shown = for_stream() if progress else Silent()
     name = given if isinstance(given, str) else data.name
-    return carry_out_one(entry, certifier, data, chosen, directory, data=name, progress=shown)
+    with shown_on(shown, method):
+        certifier = prepare(entry, classifier, parameters, execution)
+        return carry_out_one(entry, certifier, data, chosen, directory, data=name, progress=shown)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from rsplugins.certificate import Certificate, Claim, Gathered, Guarantee, Norm
 from rsplugins.certifier import BatchedInput, Certifier, Execution, Input
 from rsplugins.errors import ParameterError, PluginError, UsageError
 from rsplugins.host import CertifierDescriptor, Entry, get_host, guard
+from rsplugins.machine.progress import Silent, for_stream, shown_on, step
 from rsplugins.parameters import parse_parameters
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ def certificates_of(
         raise UsageError(
             f"The method {method!r} needs the true classes.", fix=f"Use rsplugins.{method}(classifier, x, labels, ...)."
         )
-    certifier = prepare(entry, classifier, parameters, execution)
+    shown = for_stream() if progress else Silent()
+    with shown_on(shown, method):
+        certifier = prepare(entry, classifier, parameters, execution)
     if checked is not None:
         check_inputs(certifier, checked)
     claim = entry.load_claim()
@@ -57,7 +61,6 @@ def certificates_of(
     function |= {"sound": execution.sound, **described_function(certifier)}
     if classifier.num_classes is not None:
         function["num_classes"] = classifier.num_classes
-    from rsplugins.machine.progress import Silent, for_stream
 
     def read() -> Iterator[tuple[int, Tensor]]:
         for position, (index, image) in enumerate(images):
@@ -65,9 +68,8 @@ def certificates_of(
                 check_inputs(certifier, image[None])
             yield batched(certifier, index, image, position, labels[position] if asks and labels is not None else None)
 
-    shown = for_stream() if progress else Silent()
     certificates: list[Certificate] = []
-    with shown.task(method, count) as advance:
+    with shown_on(shown, method), shown.task(method, count) as advance:
         for gathered in run_certifier(entry, certifier, read()):
             with guard(entry, "while it read a claim from evidence"):
                 said = None if gathered.error is not None else claim(gathered.evidence, values)
@@ -178,7 +180,7 @@ def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any],
         parsed = parse_parameters(kind.Parameters, parameters, entry.name)
     from rsplugins.arithmetic import without_autocast
 
-    with guard(entry, "while it was set up"), without_autocast():
+    with guard(entry, "while it was set up"), without_autocast(), step(f"setting {entry.name} up"):
         return kind(classifier, parsed, execution)
 
 
@@ -246,8 +248,10 @@ def run_certifier(entry: Entry, certifier: Certifier[Any], images: Iterable[tupl
             here = arrived(image, device)
             yield BatchedInput(index, here, given.batch, given.label) if isinstance(given, BatchedInput) else Input(index, here)
 
-    with guard(entry, "while certifying"):
+    with guard(entry, "while certifying"), ExitStack() as first:
+        first.enter_context(step("the first input"))
         for position, gathered in enumerate(_undisturbed(certifier.gather(inputs()))):
+            first.close()
             if position >= len(asked) or gathered.index != asked[position]:
                 raise PluginError(
                     f"The {entry.label} returned input {gathered.index} out of order.", fix="Report it to its authors."

@@ -25,7 +25,9 @@ def certify(
     data: Annotated[str | None, typer.Option(help="Data set. Default: the embedded digits, when there is no --model.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Certifier; repeatable. Default: all but latent (needs split=LAYER), alpha-crown (slow)."),
+        typer.Option(
+            help="Method; repeatable. Default: all but latent (needs split=LAYER), alpha-crown (slow), attack, predict."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,

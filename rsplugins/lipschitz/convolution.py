@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rsplugins.lipschitz.norms import TOLERANCE, UNIT, largest_norm, times, up
 from rsplugins.machine import cache
+from rsplugins.machine.progress import step
 
 MATERIALISE_SIDE = 1024
 """An operator whose smaller side is at most this is materialised, for an exact norm at the borders."""
@@ -84,7 +85,9 @@ class Convolution:
         known = cache.recall("convolution-norms", *key)
         if isinstance(known, float):
             return known
-        found = self._norm(tolerance)
+        out, into, *kernel = self.weight.shape
+        with step(f"norm of a convolution {into * self.groups} -> {out}, {'x'.join(map(str, kernel))}"):
+            found = self._norm(tolerance)
         if math.isfinite(found):
             cache.keep(found, "convolution-norms", *key)
         return found

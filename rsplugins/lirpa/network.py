@@ -27,6 +27,7 @@ from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.machine import cache
 from rsplugins.machine.device import is_out_of_memory
+from rsplugins.machine.progress import step
 from rsplugins.provenance import versions
 
 ORDERS = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}
@@ -84,7 +85,8 @@ class BoundNetwork:
         self._identity = identity(self.graph, self._model) if self._claims else ""
 
     def _bounded(self, *, matrices: bool) -> Any:
-        graph = bounded(self._module, self._example, self._operators, matrices=matrices)
+        with step("tracing the network for auto-LiRPA"):
+            graph = bounded(self._module, self._example, self._operators, matrices=matrices)
         if self._claims and not _any_node_is(graph, "estimate"):
             self._outward[id(graph)] = Outward(graph)
             OutwardLinear(self._outward[id(graph)])
@@ -164,7 +166,8 @@ class BoundNetwork:
         key = (known, method, norm, self.dtype, self.device.type, self._claims, versions())
         if known and cache.recall("bounds-checks", *key) is True:
             return
-        self._probe(method, norm)
+        with step(f"holding bounds by {method} ({norm}) against the network"):
+            self._probe(method, norm)
         if known:
             cache.keep(True, "bounds-checks", *key)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TextIO
 
 Advance = Callable[[], None]
@@ -139,3 +141,46 @@ def for_stream(stream: TextIO | None = None, every: float = 10.0) -> Progress:
     """Return a bar when the stream (standard error by default) is a terminal, else plain lines, one in so many seconds."""
     stream = sys.stderr if stream is None else stream
     return Bar() if stream.isatty() else Lines(stream, every)
+
+
+_SHOWN: ContextVar[tuple[Progress, str] | None] = ContextVar("shown", default=None)
+_QUIET = 3.0
+"""Seconds that a step of set-up may take in silence."""
+
+
+@contextmanager
+def shown_on(progress: Progress, title: str = "") -> Iterator[None]:
+    """Let :func:`step` speak on a display, with a title before its words, until the context ends."""
+    token = _SHOWN.set((progress, f"{title}: " if title else ""))
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+@contextmanager
+def step(name: str, quiet: float = _QUIET) -> Iterator[None]:
+    """Name what is being done, such as "checking bounds": said once it has taken ``quiet`` seconds, and again when it ends.
+
+    Says nothing outside of :func:`shown_on`.
+    """
+    display = _SHOWN.get()
+    if display is None:
+        yield
+        return
+    progress, title = display
+    begun, said = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        said.set()
+        progress.say(f"{title}{name} ...")
+
+    timer = threading.Timer(quiet, speak)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if said.is_set():
+            progress.say(f"{title}{name}: {time.monotonic() - begun:.0f} s")

@@ -15,7 +15,7 @@ from rsplugins.certifier import Certifier, Execution
 from rsplugins.errors import ParameterError, RspluginsError, UnknownNameError, UsageError, did_you_mean
 from rsplugins.host import CertifierDescriptor, Entry, Status, get_host
 from rsplugins.machine.files import write_whole
-from rsplugins.machine.progress import Progress
+from rsplugins.machine.progress import Progress, shown_on, step
 from rsplugins.machine.ranks import Ranks
 from rsplugins.parameters import where
 from rsplugins.runs.derived import REPORT
@@ -142,12 +142,14 @@ def carry_out(request: Request, progress: Progress) -> Campaign:
     settings, broken = assign_settings(entries, _with_defaults(request))
     outcomes += broken
     directory = request.out or default_directory(request)
-    classifier, dataset, names = _load(request)
+    with shown_on(progress):
+        classifier, dataset, names = _load(request)
     indices = _select(request, dataset)
     job = _Job(replace(request, shard=request.shard or ranks.shard), classifier, dataset, indices, names, progress)
     for entry in [entry for entry in entries if entry.name in settings]:
         place = directory if len(request.methods) == 1 else directory / entry.name
-        outcomes.append(_attempt(job, entry, settings[entry.name], place, conclude=ranks.world == 1))
+        with shown_on(progress, entry.name):
+            outcomes.append(_attempt(job, entry, settings[entry.name], place, conclude=ranks.world == 1))
     outcomes = _agree(ranks, outcomes)
     if not any(outcome.run for outcome in outcomes) and all(outcome.skipped for outcome in outcomes):
         raise next(outcome.error for outcome in outcomes if outcome.error)
@@ -308,16 +310,18 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
         given, other = ("--model", "--data") if request.data is None else ("--data", "--model")
         raise UsageError(f"{given} is given without {other}.", fix="give both, or neither for the embedded default")
     reference, data = request.model or f"zoo:{DEFAULT_MODEL}", request.data or DEFAULT_DATASET
-    classifier = models.load(reference, **request.model_options)
-    classifier.to(choose_device(request.device))
-    dataset = load_data(
-        data,
-        root=request.data_root,
-        split=request.split,
-        input_size=classifier.input_size,
-        preparation=classifier.preparation,
-        **request.data_options,
-    )
+    with step(f"loading the model {reference}"):
+        classifier = models.load(reference, **request.model_options)
+        classifier.to(choose_device(request.device))
+    with step(f"reading the data {data}"):
+        dataset = load_data(
+            data,
+            root=request.data_root,
+            split=request.split,
+            input_size=classifier.input_size,
+            preparation=classifier.preparation,
+            **request.data_options,
+        )
     dataset.check_classes(classifier.num_classes)
     return classifier, dataset, (reference, data)
 

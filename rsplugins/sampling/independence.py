@@ -26,6 +26,7 @@ from rsplugins.checks import named_layer
 from rsplugins.double import double
 from rsplugins.errors import UsageError
 from rsplugins.machine.device import is_out_of_memory
+from rsplugins.machine.progress import step
 from rsplugins.sampling.state import Seen, Watch, changed, generators
 from rsplugins.watch import check_each_alone
 
@@ -167,8 +168,11 @@ class Guard:
         Raises:
             UsageError: the images of a batch depend on each other, or the function on what it was given before.
         """
-        if size in self._tried:
-            return
+        if size not in self._tried:
+            with step(f"checking that each image of a batch of {size} is treated alone"):
+                self._check_once(size)
+
+    def _check_once(self, size: int) -> None:
         if size in self.record.sizes:
             if self._gives_the_same(size):
                 self._tried.add(size)

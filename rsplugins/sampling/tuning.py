@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rsplugins.machine import cache
 from rsplugins.machine.device import device_name, is_out_of_memory
+from rsplugins.machine.progress import step
 from rsplugins.provenance import processor
 
 _ABOUT_EQUAL = 0.97
@@ -60,7 +61,8 @@ def best_batch_size(
     known = cache.recall("batch-sizes", *where) if where else None
     if isinstance(known, int) and known > 0:
         return known
-    found = _measured(forward, make, seconds)
+    with step("measuring batch sizes"):
+        found = _measured(forward, make, seconds)
     if where:
         cache.keep(found, "batch-sizes", *where)
     return found

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
+import time
 
-from rsplugins.machine.progress import Bar, Lines, Silent, for_stream
+import pytest
+import torch
+
+from rsplugins.machine.progress import Bar, Lines, Silent, for_stream, shown_on, step
 
 
 class Terminal(io.StringIO):
@@ -42,3 +48,48 @@ def test_the_bar_counts_on_standard_error(capsys):
 def test_silence():
     with Silent().task("votes", 1) as advance:
         advance()
+
+
+def test_a_step_is_named_once_it_takes_long_and_when_it_ends():
+    stream = io.StringIO()
+    with shown_on(Lines(stream), "ibp"):
+        with step("tracing", quiet=30):
+            pass
+        with step("checking bounds", quiet=0.01):
+            while "..." not in stream.getvalue():  # the test would not end if nothing were said
+                time.sleep(0.01)
+    assert stream.getvalue().splitlines() == ["ibp: checking bounds ...", "ibp: checking bounds: 0 s"]
+
+
+def test_a_step_outside_of_a_display_says_nothing_and_starts_no_thread():
+    before = threading.active_count()
+    with step("tracing", quiet=0):
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("method", ["gaussian", "ibp", "covariance", "lipschitz-margin"])
+def test_set_up_is_shown_by_name(method, monkeypatch, tmp_path):
+    """Through the doors that show progress: every step says its name, here at once."""
+    import rsplugins
+    from rsplugins.machine import progress
+
+    names = []
+
+    @contextlib.contextmanager
+    def named(name, quiet=0.0):
+        display = progress._SHOWN.get()
+        names.append((display[1] if display else None, name))
+        yield
+
+    for place in ("rsplugins.certification", "rsplugins.lirpa.network", "rsplugins.sampling.independence"):
+        monkeypatch.setattr(f"{place}.step", named)
+    data = rsplugins.load_data("digits")
+    model = rsplugins.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), input_size=(1, 8, 8))
+    rsplugins.certify(model, data, method, out=tmp_path / "run", indices=[0, 5])
+    assert {title for title, _ in names} == {f"{method}: "}
+    said = {name for _, name in names}
+    assert {f"setting {method} up", "the first input"} <= said
+    if method == "ibp":
+        assert "tracing the network for auto-LiRPA" in said
+    if method == "gaussian":
+        assert any(name.startswith("checking that each image") for name in said)
