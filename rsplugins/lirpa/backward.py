@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
+from rsplugins.lirpa.bridge import roots
 from rsplugins.lirpa.outward import (
     EXACT,
     FUNCTIONS,
@@ -95,7 +96,7 @@ class OutwardLinear:
 
     def _last_products(self) -> None:
         with torch.no_grad():
-            for root in (self._graph[name] for name in self._graph.root_name):
+            for root in roots(self._graph):
                 for side, rows in enumerate((getattr(root, "lA", None), getattr(root, "uA", None))):
                     if root.perturbed and rows is not None:
                         reach = size(root.interval)

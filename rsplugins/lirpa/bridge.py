@@ -44,6 +44,11 @@ def _options(module: nn.Module, matrices: bool) -> dict[str, Any]:
     return {"sparse_features_alpha": False} | ({"conv_mode": "matrix"} if unusual or matrices else {})
 
 
+def roots(graph: Any) -> list[Any]:
+    """Return the nodes at which a graph begins: its inputs and constants. Release 0.7 has another name for them than 0.3."""
+    return [graph[name] for name in (graph.root_names if hasattr(graph, "root_names") else graph.root_name)]
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep auto-LiRPA's prints, log lines and warnings away: standard output belongs to the command's own result."""
