@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
 import math
 import os
 import statistics
@@ -70,10 +69,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
     import rsplugins
+    from rsplugins.compat import bridge_auto_lirpa
     from rsplugins.machine import cache
     from rsplugins.provenance import processor
 
-    release = importlib.import_module("auto_LiRPA").__version__
+    release = bridge_auto_lirpa().__version__
     print(f"{processor()}, {options.threads} threads, torch {torch.__version__}, auto-LiRPA {release}, {options.model}")
     classifier = rsplugins.load(options.model)
     image = torch.rand(1, *classifier.input_size, generator=torch.Generator().manual_seed(1))
@@ -99,8 +99,9 @@ def main() -> None:
         median = {name: statistics.median(found) for name, found in times.items()}
         print(
             f"{method}: peer {1e3 * median['peer']:.1f} ms; first {median['first'] / median['peer']:.1f}, "
-            f"again {median['again'] / median['peer']:.1f} times the peer; largest radius {median['largest'] / median['again']:.1f} "
-            f"verdicts ({median['again']:.3f} s, {median['largest']:.3f} s)"
+            f"again {median['again'] / median['peer']:.1f} times the peer; "
+            f"largest radius {median['largest'] / median['again']:.1f} verdicts "
+            f"({median['again']:.3f} s, {median['largest']:.3f} s)"
         )
 
 

@@ -91,9 +91,14 @@ def processor() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed distributions that a result can depend on, without importing them."""
+    return {"python": platform.python_version(), "rsplugins": version(), **_installed()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
     import importlib.metadata
 
-    found = {"python": platform.python_version(), "rsplugins": version()}
+    found = {}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)

@@ -124,14 +124,20 @@ class BoundCertifier(Certifier[BoundParameters]):
     def _prepare(self, images: Tensor) -> tuple[BoundNetwork, Search]:
         if self._network is None or self._search is None:
             precision = self.parameters.precision
-            self._network = BoundNetwork(self.classifier, images, operators=self._operators, dtype=DTYPES[precision])
+            self._network = BoundNetwork(
+                self.classifier,
+                images,
+                operators=self._operators,
+                dtype=DTYPES[precision],
+                iterations=getattr(self.parameters, "iterations", 20),
+            )
             try:
                 self._network.check(self.method, self.parameters.norm, clip=self.parameters.clip)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise  # otherwise the first input says so, and nothing is certified before a check has passed
             batch = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
-            self._search = Search(Margins(self._margins, batch), precision, self.slack_dtype)
+            self._search = Search(Margins(self._margins, batch), precision, self.slack_dtype, few=self.method == "alpha-crown")
         return self._network, self._search
 
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
@@ -190,9 +196,21 @@ class Crown(BoundCertifier):
     method = "crown"
 
 
+class AlphaCrownParameters(BoundParameters):
+    """Parameters of ``alpha-crown``.
+
+    Attributes:
+        iterations: of the slopes, at most; an input stops when it is certified, or no longer improves.
+    """
+
+    iterations: int = Field(default=20, ge=1)
+
+
 class AlphaCrown(BoundCertifier):
     """CROWN with slopes optimised for each input. DETERMINISTIC; slow."""
 
+    Parameters = AlphaCrownParameters
+    parameters: AlphaCrownParameters
     method = "alpha-crown"
     slack_dtype = "float32"
 

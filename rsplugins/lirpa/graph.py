@@ -276,14 +276,29 @@ _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.Size)
 
 def _code() -> str:
     """Return a digest of the code that computes bounds, as it is loaded: somebody may have put another function in its place."""
-    digest = hashlib.sha256()
+    found = list(_loaded())
+    codes = [code for _, code in found]
+    # Code objects never change, and reading all of them takes longer than the bounds of a small network.
+    if not _DIGESTED or len(codes) != len(_DIGESTED[0]) or any(a is not b for a, b in zip(codes, _DIGESTED[0], strict=True)):
+        digest = hashlib.sha256()
+        for name, code in found:
+            digest.update(f"{name} {_instructions(code)}\n".encode())
+        _DIGESTED[:] = [codes, digest.hexdigest()]
+    return str(_DIGESTED[1])
+
+
+_DIGESTED: list[Any] = []
+"""The code objects that were digested last, in order, and their digest."""
+
+
+def _loaded() -> Iterator[tuple[str, types.CodeType]]:
     for name, module in sorted(sys.modules.items()):
         if f"{name}.".startswith(("auto_LiRPA.", "rsplugins.lirpa.")) and module is not None:
             for owner in (module, *(kind for kind in vars(module).values() if isinstance(kind, type))):
-                for key, value in sorted(vars(owner).items()):
+                for key, value in vars(owner).items():
                     code = getattr(getattr(value, "__func__", value), "__code__", None)
-                    digest.update(f"{name}.{key} {_instructions(code)}\n".encode() if code is not None else b"")
-    return digest.hexdigest()
+                    if code is not None:
+                        yield f"{name}.{key}", code
 
 
 def _instructions(code: types.CodeType) -> str:

@@ -20,11 +20,13 @@ from rsplugins.double import bring, brought
 from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.lirpa.backward import OutwardLinear
 from rsplugins.lirpa.bridge import Operators, quiet
+from rsplugins.lirpa.claims import SLACK
 from rsplugins.lirpa.diagnosis import unsupported
 from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_slopes, identity
 from rsplugins.lirpa.outward import Outward, error, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
+from rsplugins.lirpa.slopes import optimised
 from rsplugins.machine import cache
 from rsplugins.machine.device import is_out_of_memory
 from rsplugins.machine.progress import step
@@ -53,6 +55,7 @@ class BoundNetwork:
         dtype: when given, a copy of the model in this dtype is bounded, and the bounds are rounded outward, as claims need them,
             unless they are estimates; see :mod:`rsplugins.lirpa.outward`. Otherwise it is the model itself, its parameters
             shared, so that bounds can be trained through, as they come out of floating point.
+        iterations: of ``alpha-crown``, at most; for lower bounds alone it stops earlier, see :mod:`rsplugins.lirpa.slopes`.
 
     Raises:
         UsageError, CheckpointError, ParameterError: see :func:`rsplugins.lirpa.graph.bounded`; also a Classifier that a
@@ -61,13 +64,20 @@ class BoundNetwork:
 
     @full_precision()
     def __init__(
-        self, model: nn.Module, example: Tensor, *, operators: Operators | None = None, dtype: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        example: Tensor,
+        *,
+        operators: Operators | None = None,
+        dtype: torch.dtype | None = None,
+        iterations: int = 20,
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
             model = brought(copy.deepcopy(model), dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
+        self._iterations = iterations
         self._model, self._raw = model, bring(example[:1].detach(), self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
         self._operators: Operators = {} if operators is None else operators  # an empty one still says why
@@ -281,8 +291,13 @@ class BoundNetwork:
                 x = lirpa.BoundedTensor(center, lirpa.PerturbationLpNorm(**ball))
                 graph = self._graph_for(ball["norm"], method)
                 options = {"x": (x,), "C": specification, "bound_lower": True, "bound_upper": upper or method == "ibp"}
-                with _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext():
+                enough = None if upper or method != "alpha-crown" else self._enough(center)
+                with (
+                    _company_ignored(graph, x) if method in ("crown", "alpha-crown") else nullcontext(),
+                    optimised(graph, self._iterations, enough) if method == "alpha-crown" else nullcontext() as seen,
+                ):
                     low, high = graph.compute_bounds(method=method, **options)
+                low = low if seen is None else seen.tightened(low)
                 if self._outward and method == "ibp":
                     low, high = self._outward[id(graph)].specified((low, high), specification)
         except RspluginsError:  # of a plugin, or an operator whose rounding is not known
@@ -294,6 +309,12 @@ class BoundNetwork:
                 raise
             raise unsupported(self._module, self._example, self._operators, error, method) from error
         return low, high if upper else None
+
+    def _enough(self, center: Tensor) -> Tensor:
+        """Return what certifies a margin for sure, (B,): well above the slack that a claim in float32 leaves."""
+        with torch.no_grad():
+            logits: Tensor = self._module(center)
+        return 10 * SLACK["float32"] * (1 + logits.abs().amax(1))
 
     def _graph_for(self, order: float, method: str) -> Any:
         # In release 0.3, linear bounds through patches fail where every neuron of a convolution is unstable, of l2 and l1 balls

@@ -32,7 +32,7 @@ def recall(kind: str, *key: Any) -> Any:
     if path not in _KNOWN and _names_its_code():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["key"] == said and found["seal"] == _seal(said, found["value"]):
+            if found["seal"] == _seal(said, found["value"]):  # of another key, or of an edited value, the seal is another
                 _KNOWN[path] = found["value"]
         except (OSError, ValueError, LookupError, TypeError):
             return None

@@ -263,6 +263,36 @@ class Scaled(nn.Module):
         return self.last(x.flatten(1) * self.scale)
 
 
+def test_bounds_are_held_against_drawn_points_too():
+    """Where no gradient points anywhere: an even function around the image."""
+    centre = []
+
+    def even(x):
+        centre[:] = centre or [x.detach()]
+        return ((x - centre[0]) ** 2).sum(1, keepdim=True).expand(-1, 2)
+
+    def bounds(top):
+        def found(images, eps, specification):
+            high = top * (images.shape[1] * eps**2)[:, None].expand(-1, specification.shape[1])
+            return torch.zeros_like(high), high
+
+        return found
+
+    example = torch.zeros(1, 9, dtype=D)
+    networks.probe(even, bounds(1.0), example, Norm.LINF, method="ibp")
+    centre.clear()
+    with pytest.raises(ParameterError, match="are wrong"):
+        networks.probe(even, bounds(0.5), example, Norm.LINF, method="ibp")
+
+
+def test_another_normalisation_makes_another_network(monkeypatch):
+    calls = counted(monkeypatch)
+    module, image = settle(pooled(nn.AvgPool2d(2))), IMAGE
+    for std in (0.5, 0.5, 0.25):
+        BoundNetwork(wrap(module, mean=0.5, std=std, input_size=(1, 6, 6)), image, dtype=D).bounds(image, 0.01)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("how", ["buffer", "attribute", "number"])
 def test_a_constant_outside_of_the_state_dict_makes_another_network(monkeypatch, how):
     calls = counted(monkeypatch)

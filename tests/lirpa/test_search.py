@@ -1,4 +1,4 @@
-"""Bisection, batches that fit the memory, and claims recomputed from the evidence alone."""
+"""The largest certified eps, batches that fit the memory, and claims recomputed from the evidence alone."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import torch
 
 from rsplugins.errors import RspluginsWarning
 from rsplugins.lirpa import claims
-from rsplugins.lirpa.search import Margins, Search, margin_rows
+from rsplugins.lirpa.search import Bracket, Margins, Search, margin_rows
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.5, 2.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
 
@@ -30,8 +30,9 @@ def test_margin_rows_are_prediction_minus_each_other():
     assert found.tolist() == [[2.0, 1.5], [2.0, 3.0]]
 
 
-def test_bisection_is_within_tolerance_and_below():
-    found = Search(Margins(linear), "float64").largest(IMAGES, LOGITS, max_eps=1.0, tolerance=1e-3)
+@pytest.mark.parametrize("few", [False, True])
+def test_the_largest_eps_is_within_tolerance_and_below(few):
+    found = Search(Margins(linear), "float64", few=few).largest(IMAGES, LOGITS, max_eps=1.0, tolerance=1e-3)
     for evidence, truth in zip(found, (0.2, 0.15, 0.0), strict=True):
         claim = claims.ibp(evidence, {"norm": "linf", "dtype": "float64"})
         assert truth - 1e-3 <= claim.radius <= truth
@@ -66,7 +67,76 @@ def test_certified_at_the_largest_eps_stops_there():
         return linear(images, eps, specification)
 
     found = Search(Margins(counted), "float64").largest(IMAGES[:1], LOGITS[:1], max_eps=0.1, tolerance=1e-6)
-    assert (found[0]["certified"]["eps"], found[0]["refuted"], calls) == (0.1, None, [1])
+    assert (found[0]["certified"]["eps"], found[0]["refuted"]) == (0.1, None)
+    assert sum(calls) <= 6
+
+
+CURVES = {
+    "linear": (lambda eps: 1 - 5 * eps, 0.2),
+    "a power": (lambda eps: 1 - (eps / 0.0173) ** 1.7, 0.0173),
+    "a knee": (lambda eps: 10 - 5 * eps - 4000 * max(0.0, eps - 0.17), 0.17 + 9.15 / 4005),
+    "a jump": (lambda eps: 1 - eps if eps < 0.0437 else -1e9, 0.0437),
+    "overflow": (lambda eps: 3 - 40 * eps if eps < 0.1 else float("nan"), 0.075),
+    "flat": (lambda eps: 1.0 if eps < 0.31 else 1.0 - 1e4 * (eps - 0.31), 0.31 + 1e-4),
+    "steep at once": (lambda eps: 1 - 1e6 * eps, 1e-6),
+    "nothing": (lambda eps: -1.0, 0.0),
+    "all": (lambda eps: 1.0, 0.5),
+}
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_bracket_closes_on_any_curve(curve, few):
+    margin, truth = CURVES[curve]
+    bracket, asked = Bracket(max(margin(0.0), 0.0), 0.5, 1e-4, few=few), 0
+    while not bracket.is_done:
+        for eps in bracket.trials():
+            assert bracket.low < eps <= 0.5 or eps < bracket.high, "what is asked lies where it can tell something"
+            asked += 1
+            bracket.learn(eps, margin(eps), margin(eps) > 0)
+        assert asked < 60
+    assert truth - 1e-4 <= bracket.low <= truth < bracket.high or bracket.low == 0.5 == truth
+    assert asked <= (30 if few else 48)
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("tolerance", [0.5, 0.9, 0.2, 0.01])
+def test_a_coarse_tolerance_is_kept(tolerance, few):
+    for truth in (0.0, 0.03, 0.3, 0.49, 0.5):
+        bracket, asked = Bracket(truth, 0.5, tolerance, few=few), 0
+        while not bracket.is_done:
+            for eps in bracket.trials():
+                bracket.learn(eps, truth - eps, eps <= truth and truth > 0)
+            asked += 1
+            assert asked < 20
+        assert bracket.low <= truth < bracket.low + tolerance + 1e-12 or bracket.low == 0.5
+
+
+def test_a_smooth_curve_takes_fewer_rounds_than_bisection():
+    bracket, rounds = Bracket(1.0, 0.5, 1e-4), 0
+    while not bracket.is_done:
+        rounds += 1
+        for eps in bracket.trials():
+            margin = 1 - (eps / 0.0173) ** 1.7
+            bracket.learn(eps, margin, margin > 0)
+    assert rounds <= 4  # 13 by bisection
+
+
+def test_what_an_input_is_asked_does_not_depend_on_its_company():
+    alone = [Search(Margins(linear), "float64").largest(IMAGES[i : i + 1], LOGITS[i : i + 1], 1.0, 1e-3)[0] for i in range(3)]
+    assert Search(Margins(linear), "float64").largest(IMAGES, LOGITS, 1.0, 1e-3) == alone
+
+
+def test_where_bounds_are_not_monotone_what_was_certified_stands():
+    def gap(images, eps, specification):
+        lower = linear(images, eps, specification)
+        lower[(eps > 0.01) & (eps < 0.05)] = -1.0
+        return lower
+
+    (evidence,) = Search(Margins(gap), "float64").largest(IMAGES[:1], LOGITS[:1], max_eps=0.16, tolerance=1e-3)
+    claim = claims.ibp(evidence, {"norm": "linf", "dtype": "float64"})
+    assert claim.radius == (evidence["certified"] or {"eps": 0.0})["eps"]
+    assert evidence["refuted"] is None or evidence["refuted"]["eps"] > claim.radius
 
 
 def test_one_eps_is_verified_or_not():

@@ -17,6 +17,7 @@ import rsplugins
 from rsplugins.certifier import Execution
 from rsplugins.errors import UsageError
 from rsplugins.sampling import Draw, GaussianNoise, Sampler
+from rsplugins.sampling.independence import Guard
 from rsplugins.sampling.state import Watch, changed
 from tests.sampling import wrong_models
 
@@ -352,6 +353,46 @@ def test_a_function_that_was_checked_and_then_changed_is_refused(monkeypatch, ch
             undo()
     monkeypatch.undo()
     assert rsplugins.certify(classifier, images(1), **settings)[0].radius is not None
+
+
+def test_one_that_mixes_only_beside_extreme_images_is_refused_after_it_was_changed(monkeypatch):
+    classifier = rsplugins.wrap(Plain(), input_size=wrong_models.SHAPE)
+    settings = {"batch_size": 64, "sigma": 0.25, "n0": 20, "n": 400, "alpha": 0.01}
+    rsplugins.certify(classifier, images(1), **settings)
+    original = F.relu
+    monkeypatch.setattr(F, "relu", lambda h, inplace=False: torch.where(h.abs().amax() < 8, original(h), mixed(original(h))))
+    with pytest.raises(UsageError, match="depends on the other images"):
+        rsplugins.certify(classifier, images(1), **settings)
+
+
+def test_one_that_was_changed_into_another_honest_one_is_checked_as_it_is(monkeypatch):
+    classifier = rsplugins.wrap(Plain(), input_size=wrong_models.SHAPE)
+    settings = {"batch_size": 64, "sigma": 0.25, "n0": 20, "n": 400, "alpha": 0.01}
+    rsplugins.certify(classifier, images(1), **settings)
+    original = F.relu
+    # The small batch that is run again gives the same; the engine's own size does not.
+    monkeypatch.setattr(F, "relu", lambda h, inplace=False: 0.5 * original(h) if len(h) >= 40 else original(h))
+    with pytest.raises(UsageError, match="than alone"):
+        rsplugins.certify(classifier, images(1), **settings)
+    monkeypatch.setattr(F, "relu", lambda h, inplace=False: F.leaky_relu(h, 0.1))
+    assert rsplugins.certify(classifier, images(1), **settings)[0].radius is not None
+
+
+def test_what_was_checked_is_taken_over_only_while_all_that_can_be_seen_is_the_same():
+    model = Plain().eval()
+    model.register_buffer("spare", torch.zeros(2))
+    noise = torch.rand(64, *wrong_models.SHAPE, generator=torch.Generator().manual_seed(0))
+
+    def guard(record=None):
+        with torch.inference_mode():
+            return Guard(model, model, lambda rows: noise[:rows].clone(), torch.device("cpu"), record=record)
+
+    first = guard()
+    with torch.inference_mode():
+        first.check(32)
+        assert guard(first.record).knows(32)
+        model.spare.data[0] = 1.0  # moves no version counter, and no output
+        assert not guard(first.record).knows(32)
 
 
 def long_sparse(value):
