@@ -10,11 +10,17 @@ Evidence of one input, as :mod:`rsplugins.lirpa.search` gathers it::
 ``operators``, where plugins' bound operators took part, names them with their versions.
 
 ``margins`` holds lower bounds of logits[prediction] - logits[other] over the whole ball, the others in order. A bound that is not
-a number is None and certifies nothing. ``refuted`` means "not certified by this method", not that an adversarial example exists.
+a number is None and certifies nothing. Of more than 64 classes, what decides a claim is kept in place of the lists::
+
+    {"logits": {"classes": K, "largest": largest absolute logit, "top": {class: logit, of the 8 largest}},
+     "certified": {"eps": 0.031, "margins": {"of": K - 1, "smallest": {class: lower bound, of the 8 smallest}}}, ...}
+
+``refuted`` means "not certified by this method", not that an adversarial example exists.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,11 +39,54 @@ left to the slack."""
 OPERATORS = "bounds of {operators}{rounded}, as the plugin promises"
 
 
-def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype: str) -> bool:
+_MANY, _KEPT = 64, 8
+
+Logits = Sequence[float] | Mapping[str, Any]
+"""Of all classes, or what :func:`compact` keeps of them."""
+Margins = Sequence[float | None] | Mapping[str, Any]
+"""Lower bounds of all margins, or what :func:`compact` keeps of them."""
+
+
+def compact(evidence: dict[str, Any]) -> dict[str, Any]:
+    """Return evidence without what no claim depends on, where there are many classes; see the module.
+
+    Example:
+        >>> logits = [0.0] * 99 + [5.0]
+        >>> small = compact({"logits": logits, "certified": {"eps": 0.1, "margins": [4.0] * 98 + [3.0]}, "refuted": None})
+        >>> small["certified"]["margins"]["of"], list(small["certified"]["margins"]["smallest"].items())[:2]
+        (99, [('98', 3.0), ('0', 4.0)])
+        >>> bounds_claim(small, {"norm": "linf", "precision": "float64"}, rule="ibp").radius
+        0.1
+    """
+    logits = evidence["logits"]
+    if isinstance(logits, Mapping) or len(logits) <= _MANY:
+        return evidence
+    order = sorted(range(len(logits)), key=lambda one: -logits[one])
+    others = [one for one in range(len(logits)) if one != order[0]]
+
+    def entry(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        pairs = zip(others, found["margins"], strict=True)
+        least = sorted(pairs, key=lambda pair: -math.inf if pair[1] is None else pair[1])[:_KEPT]
+        return {**found, "margins": {"of": len(others), "smallest": {str(one): margin for one, margin in least}}}
+
+    top = {str(one): logits[one] for one in order[:_KEPT]}
+    kept = {"classes": len(logits), "largest": max(abs(value) for value in logits), "top": top}
+    return {**evidence, "logits": kept, "certified": entry(evidence["certified"]), "refuted": entry(evidence["refuted"])}
+
+
+def _prediction(logits: Logits) -> int:
+    if isinstance(logits, Mapping):
+        return min((-value, int(one)) for one, value in logits["top"].items())[1]
+    return logits.index(max(logits))
+
+
+def is_certified(margins: Margins, logits: Logits, dtype: str) -> bool:
     """Whether every margin exceeds the slack.
 
     Args:
-        margins: lower bounds; None where a bound is not a number.
+        margins: lower bounds, or the smallest of them; None where a bound is not a number.
         logits: of the clean input; they set the scale of the slack.
         dtype: ``"float64"`` or ``"float32"``, which the bounds were computed in.
 
@@ -47,7 +96,10 @@ def is_certified(margins: Sequence[float | None], logits: Sequence[float], dtype
         >>> is_certified([0.0, 2.0], [3.0, 3.0, 0.0], "float64")
         False
     """
-    slack = SLACK[dtype] * (1.0 + max(abs(value) for value in logits))
+    largest = logits["largest"] if isinstance(logits, Mapping) else max(abs(value) for value in logits)
+    slack = SLACK[dtype] * (1.0 + largest)
+    if isinstance(margins, Mapping):
+        margins = list(margins["smallest"].values()) or [None]
     return all(margin is not None and margin > slack for margin in margins)
 
 
@@ -85,7 +137,7 @@ def bounds_claim(
     rounded, promised = (", rounded outward,", ", their rounding included") if outward else ("", "")
     radius = max((entry["eps"] for entry in found if is_certified(entry["margins"], logits, dtype)), default=0.0)
     return Claim(
-        prediction=logits.index(max(logits)),
+        prediction=_prediction(logits),
         radius=float(radius),
         guarantee=guarantee,
         norm=Norm(parameters["norm"]),

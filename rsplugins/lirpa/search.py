@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rsplugins.errors import warn
-from rsplugins.lirpa.claims import is_certified
+from rsplugins.lirpa.claims import compact, is_certified
 from rsplugins.machine.device import is_out_of_memory
 
 MarginBounds = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -210,7 +210,7 @@ class Search:
         found, specification = self._begun(logits)
         for i, _, entry, good in self._probe(images, specification, found, [(i, eps) for i in range(len(found))]):
             found[i]["certified" if good else "refuted"] = entry
-        return found
+        return [compact(evidence) for evidence in found]
 
     def largest(self, images: Tensor, logits: Tensor, max_eps: float, tolerance: float) -> list[dict[str, Any]]:
         """Return the evidence of each input between 0 and max_eps, the ends at most a tolerance apart; see :class:`Bracket`.
@@ -230,7 +230,7 @@ class Search:
         for evidence in found:  # not monotone: what was certified stands, whatever a smaller ball lacked
             if evidence["certified"] and evidence["refuted"] and evidence["refuted"]["eps"] < evidence["certified"]["eps"]:
                 evidence["refuted"] = None
-        return found
+        return [compact(evidence) for evidence in found]
 
     def _begun(self, logits: Tensor) -> tuple[list[dict[str, Any]], Tensor]:
         values = logits.cpu().double().tolist()
@@ -241,12 +241,14 @@ class Search:
     def _probe(
         self, images: Tensor, specification: Tensor, found: list[dict[str, Any]], asked: list[tuple[int, float]]
     ) -> Iterator[tuple[int, float, dict[str, Any], bool]]:
-        rows = [i for i, _ in asked]
-        tried = torch.tensor([eps * _INFLATION[self.dtype] for _, eps in asked], dtype=torch.float64)
-        lower = self.margins(images[rows], tried, specification[rows])
-        for (i, eps), row in zip(asked, lower.tolist(), strict=True):
-            margins = [value if math.isfinite(value) else None for value in row]
-            yield i, eps, {"eps": eps, "margins": margins}, is_certified(margins, found[i]["logits"], self.slack_dtype)
+        while asked:  # a batch at a time: the specification of a thousand classes is large
+            part, asked = asked[: self.margins.batch], asked[self.margins.batch :]
+            rows = [i for i, _ in part]
+            tried = torch.tensor([eps * _INFLATION[self.dtype] for _, eps in part], dtype=torch.float64)
+            lower = self.margins(images[rows], tried, specification[rows])
+            for (i, eps), row in zip(part, lower.tolist(), strict=True):
+                margins = [value if math.isfinite(value) else None for value in row]
+                yield i, eps, {"eps": eps, "margins": margins}, is_certified(margins, found[i]["logits"], self.slack_dtype)
 
 
 def _lead(logits: Sequence[float]) -> float:
@@ -255,4 +257,5 @@ def _lead(logits: Sequence[float]) -> float:
 
 
 def _smallest(margins: Sequence[float | None]) -> float:
-    return min((math.nan if margin is None else margin for margin in margins), default=math.inf)
+    known = [margin for margin in margins if margin is not None]
+    return min(known, default=math.inf) if len(known) == len(margins) else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -41,12 +41,12 @@ def whole(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
             Path(name).unlink()
 
 
-def write_whole(path: Path, contents: str | bytes, *, replace: bool = True) -> bool:
+def write_whole(path: Path, contents: str | bytes | Iterable[str], *, replace: bool = True) -> bool:
     """Write a file so that a reader sees all of it or nothing, whatever is killed.
 
     Args:
         path: the file.
-        contents: text (written as UTF-8) or bytes.
+        contents: text (written as UTF-8), bytes, or parts of a text, written one by one.
         replace: whether an existing file is replaced; otherwise it stays.
 
     Returns:
@@ -54,7 +54,9 @@ def write_whole(path: Path, contents: str | bytes, *, replace: bool = True) -> b
     """
     try:
         with whole(path, replace=replace) as file:
-            file.write(contents.encode() if isinstance(contents, str) else contents)
+            parts = [contents] if isinstance(contents, (str, bytes)) else contents
+            for part in parts:
+                file.write(part.encode() if isinstance(part, str) else part)
     except FileExistsError:
         return False
     return True

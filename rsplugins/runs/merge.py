@@ -84,7 +84,7 @@ def _named(record: Record, part: Manifest, first: Manifest) -> Record:
 def _write(directory: Path, manifest: Manifest, records: dict[int, Record]) -> None:
     """Write the main file in the order of the selection, then drop the shards' files, whose records it holds."""
     wanted = [records[index] for index in manifest.selection.indices() if index in records]
-    write_whole(directory / RECORDS, "".join(to_lines(wanted)))
+    write_whole(directory / RECORDS, to_lines(wanted))
     for path in record_files(directory):
         if path.name != RECORDS:
             path.unlink()

@@ -9,16 +9,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from rsplugins.errors import RunError, warn
 from rsplugins.machine.files import lock
+from rsplugins.runs.stored import Source, StoredEvidence, loaded
 
 RECORDS = "records.jsonl"
 _PROVENANCE = ("by", "run", "seal")
+_LARGE = 2**23
+"""Bytes of a file of records above which evidence is read when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,19 @@ class Record:
     def fields(self) -> dict[str, Any]:
         """Return what the record's line holds: all fields, the optional ones where they are set."""
         optional = {key for key in _PROVENANCE if not getattr(self, key)} | ({"clean"} if self.clean is None else set())
-        return {key: value for key, value in self.__dict__.items() if key not in optional}
+        found = {key: value for key, value in self.__dict__.items() if key not in optional}
+        return {**found, "evidence": loaded(self.evidence)}
 
-    def to_json(self) -> str:
-        """Return the record as one line of JSON, without the line end."""
-        return json.dumps(self.fields(), separators=(",", ":"), allow_nan=False)
+    def to_json(self, *, provenance: bool = True) -> str:
+        """Return the record as one line of JSON, without the line end.
+
+        Args:
+            provenance: whether it says how long it took and what made it; otherwise equal results give equal lines.
+        """
+        fields = self.fields()
+        if not provenance:
+            fields = {key: value for key, value in fields.items() if key not in _PROVENANCE} | {"seconds": 0.0}
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Record:
@@ -100,24 +111,35 @@ class RecordFile(NamedTuple):
 def read_file(path: Path) -> RecordFile:
     """Read one file of records; a last line without a line end was torn by a kill and is left out.
 
+    The evidence of a large file stays on disk: see :mod:`rsplugins.runs.stored`.
+
     Raises:
         RunError: a complete line is not a record.
     """
-    # A file that was made a moment ago, by this process or another shard's, is not even opened.
-    contents = path.read_bytes() if path.stat().st_size else b""
-    complete, end, rest = contents.rpartition(b"\n")
-    lines = complete.split(b"\n") if end else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(Record.from_json(line))
-        except ValueError as error:
-            raise RunError(
-                f"{path} line {number} is not a record: {error}",
-                cause="the file was edited, or the disk or its copy is damaged",
-                fix="delete that line and run the same command again: it certifies the missing input once more",
-            ) from None
-    return RecordFile(records, len(rest), hashlib.sha256(contents).hexdigest())
+    size, digest = path.stat().st_size, hashlib.sha256()
+    if not size:  # one that was made a moment ago, by this process or another shard's, is not even opened
+        return RecordFile([], 0, digest.hexdigest())
+    source = Source(path) if size > _LARGE else None
+    records, offset, torn = [], 0, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            digest.update(line)
+            if not line.endswith(b"\n"):
+                torn = len(line)
+                break
+            try:
+                record = Record.from_json(line)
+            except ValueError as error:
+                raise RunError(
+                    f"{path} line {number} is not a record: {error}",
+                    cause="the file was edited, or the disk or its copy is damaged",
+                    fix="delete that line and run the same command again: it certifies the missing input once more",
+                ) from None
+            if source is not None:
+                record = replace(record, evidence=StoredEvidence(source, offset, len(line)))
+            records.append(record)
+            offset += len(line)
+    return RecordFile(records, torn, digest.hexdigest())
 
 
 def record_files(directory: Path) -> list[Path]:

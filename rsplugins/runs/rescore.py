@@ -53,7 +53,7 @@ def copy_rescored(run: Run, directory: Path) -> Run:
         )
     write_manifest(directory, run.manifest)
     seal = run_seal(directory)
-    write_whole(directory / RECORDS, "".join(to_lines(seal_record(row.record, seal) for row in run.rows)))
+    write_whole(directory / RECORDS, to_lines(seal_record(row.record, seal) for row in run.rows))
     moved = replace(run, directory=directory)
     write_numbers(moved)
     if run.manifest.format >= SEALED:

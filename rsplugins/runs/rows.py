@@ -11,6 +11,7 @@ from rsplugins.certificate import Claim, Evidence, Guarantee, Norm
 from rsplugins.errors import RunError
 from rsplugins.runs.manifest import Manifest
 from rsplugins.runs.record import Record
+from rsplugins.runs.stored import loaded
 
 ClaimFunction = Callable[[Evidence, Mapping[str, Any]], Claim]
 IMPORTED = "imported/not-recomputable"
@@ -93,7 +94,7 @@ def score(records: Iterable[Record], claim: ClaimFunction, parameters: Mapping[s
 
 def _claim(record: Record, claim: ClaimFunction, parameters: Mapping[str, Any]) -> Claim:
     try:
-        said = claim(record.evidence, parameters)
+        said = claim(loaded(record.evidence), parameters)
         if math.isnan(said.radius):
             raise ValueError("its radius is not a number")
         return said

@@ -14,6 +14,7 @@ from rsplugins.runs.manifest import Manifest, read_manifest, read_values
 from rsplugins.runs.record import RecordFile, read_files, united
 from rsplugins.runs.rows import Row, claim_function, score
 from rsplugins.runs.seals import MANIFEST, SEAL, manifest_problems, record_problems
+from rsplugins.runs.stored import loaded
 from rsplugins.runs.summary import summarise
 
 _COLUMNS = (
@@ -114,7 +115,7 @@ class Run:
 def certificate_of(row: Row, manifest: Manifest) -> Certificate:
     """Return what :func:`rsplugins.certify` would have returned for an input of a run."""
     record = row.record
-    gathered = Gathered(record.index, record.evidence, record.samples, record.seconds, record.error)
+    gathered = Gathered(record.index, loaded(record.evidence), record.samples, record.seconds, record.error)
     function = {"sha256": manifest.model.get("sha256"), "dtype": manifest.dtype, "compile": manifest.compile}
     function |= {"sound": manifest.sound, **manifest.function}
     if manifest.model.get("num_classes") is not None:
@@ -123,7 +124,7 @@ def certificate_of(row: Row, manifest: Manifest) -> Certificate:
         said = row.claim
         return Certificate(
             *(record.index, manifest.method, row.prediction, row.radius, said.guarantee, said.norm, said.alpha),
-            *(record.samples, record.seconds, record.evidence, manifest.parameters, function, said.rule, said.assumptions),
+            *(record.samples, record.seconds, gathered.evidence, manifest.parameters, function, said.rule, said.assumptions),
         )
     from rsplugins.certification import certificate_from
     from rsplugins.host import get_host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ def records_sha256(records: Iterable[Record]) -> str:
     """Return a fingerprint of the records without their times, by index: equal for equal results."""
     digest = hashlib.sha256()
     for record in sorted(records, key=lambda record: record.index):
-        digest.update(replace(record, seconds=0.0, by="", run="", seal="").to_json().encode() + b"\n")
+        digest.update(record.to_json(provenance=False).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -106,6 +106,9 @@ def summarise(run: Run) -> dict[str, Any]:
 
 def _attacks(rows: Sequence[Row], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the accuracies under each attack of a run of attacks, and what they say of gradient masking."""
+    first = next((row for row in rows if not row.failed), None)
+    if first is None or "survived" not in first.record.evidence:
+        return {}
     survived = [row.record.evidence.get("survived") for row in rows if not row.failed]
     names = [sorted(kept) if isinstance(kept, Mapping) else None for kept in survived]
     if not names or None in names or any(each != names[0] for each in names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rsplugins.certificate import BESIDE, Certificate
@@ -87,7 +87,8 @@ def read_labels(labels: Iterable[Any], certificates: Sequence[Certificate]) -> l
 def _classes(one: Certificate) -> int | None:
     """Return how many classes there are, where a certificate says it."""
     logits = one.evidence.get("logits")
-    known = (one.function.get("num_classes"), one.evidence.get("classes"), len(logits) if isinstance(logits, list) else None)
+    counted = logits.get("classes") if isinstance(logits, Mapping) else len(logits) if isinstance(logits, list) else None
+    known = (one.function.get("num_classes"), one.evidence.get("classes"), counted)
     return next((count for count in known if isinstance(count, int)), None)
 
 

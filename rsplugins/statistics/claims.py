@@ -6,6 +6,7 @@ contradicts itself or the parameters is a damaged run and raises :class:`~rsplug
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -67,6 +68,10 @@ def vote_radius(
     return radius_from_one_bound(max(0.0, float(bound(successes, trials, alpha)) - slack), sigma, divide_by=divide_by)
 
 
+_known_radius = functools.lru_cache(maxsize=2**15, typed=True)(vote_radius)
+"""Many inputs of a run have the same votes, and a run is scored several times."""
+
+
 def sampling_slack(evidence: Evidence, parameters: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:
     """How far the noise drawn is from Gaussian noise in total variation, and what the claim assumes besides.
 
@@ -120,7 +125,7 @@ def votes_claim(evidence: Evidence, parameters: Mapping[str, Any], *, divide_by:
     estimation = _counts(evidence, "estimation", parameters["n"], exactly=not sequence)
     chosen = max(sorted(selection), key=selection.__getitem__)
     slack, assumptions = sampling_slack(evidence, parameters)
-    radius = vote_radius(
+    radius = _known_radius(
         estimation.get(chosen, 0),
         sum(estimation.values()),
         parameters["alpha"],

@@ -208,6 +208,51 @@ def test_slack_is_relative_to_the_logits():
     assert not claims.is_certified([1e-9], [100.0, 0.0], "float64")
 
 
+def many(images, eps, specification):
+    logits = MANY[images.flatten().long()]
+    return torch.einsum("bsk,bk->bs", specification.double(), logits) - 10 * eps.unsqueeze(1)
+
+
+MANY = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("eps", [None, 0.01, 0.4])
+def test_records_of_a_thousand_classes_are_small_and_claim_the_same(monkeypatch, eps):
+    images = torch.arange(4.0).view(4, 1)
+
+    def found():
+        search = Search(Margins(many), "float64")
+        return search.largest(images, MANY, 0.5, 1e-4) if eps is None else search.at(images, MANY, eps)
+
+    small = json.loads(json.dumps(found()))
+    monkeypatch.setattr(claims, "_MANY", 10_000)
+    whole = found()
+    parameters = {"norm": "linf", "precision": "float64"}
+    for one, other in zip(small, whole, strict=True):
+        assert len(json.dumps(one)) < 2000 < len(json.dumps(other))
+        assert claims.ibp(one, parameters) == claims.ibp(other, parameters)
+        assert is_near(claims.ibp(one, parameters).radius, MANY, claims.ibp(one, parameters).prediction, eps)
+
+
+def is_near(radius, logits, prediction, eps):
+    top = logits.sort(1, descending=True).values
+    leads = (top[:, 0] - top[:, 1])[logits.argmax(1) == prediction] / 10
+    return any(radius <= lead < radius + 1e-4 if eps is None else radius == (eps if lead > eps else 0) for lead in leads.tolist())
+
+
+def test_a_bound_that_is_not_a_number_is_kept_among_the_smallest():
+    evidence = {
+        "logits": [1.0] + [0.0] * 99,
+        "certified": None,
+        "refuted": {"eps": 0.1, "margins": [0.9] * 50 + [None] + [0.9] * 48},
+    }
+    kept = claims.compact(evidence)
+    assert kept["refuted"]["margins"]["smallest"]["51"] is None
+    assert claims.ibp(kept, {"norm": "linf", "precision": "float64"}).radius == 0.0
+    emptied = {**kept, "refuted": {"eps": 0.1, "margins": {"of": 99, "smallest": {}}}}
+    assert claims.ibp(emptied, {"norm": "linf", "precision": "float64"}).radius == 0.0
+
+
 def test_etb_never_claims_more_than_an_estimate():
     evidence = {"logits": [1.0, 0.0], "certified": {"eps": 0.1, "margins": [0.5]}, "refuted": None}
     parameters = {"norm": "linf", "dtype": "float64", "variant": "whole"}
