@@ -69,3 +69,65 @@ def test_taps_that_cancel_on_one_pixel():
     weight = torch.tensor([[[1.0, 2.0**-60, -1.0]]], dtype=torch.float64)
     bound = convolution_norm(weight, (3,), stride=2, padding=3, dilation=3, padding_mode="circular")
     assert 2.0**-60 <= bound <= 1e-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (3, 40, 40), (2, 60, 20), (40, 6, 6)])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-9, 1e-4, 0.1])
+def test_batches_against_singular_values(dtype, shape, tolerance):
+    batch = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape)))
+    truth = float(torch.linalg.matrix_norm(batch, 2).max())
+    assert truth * (1 - 1e-14) <= norms.largest_norm(batch, tolerance=tolerance) <= truth * (1 + tolerance + 1e-9)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-15, 1e-9, 1e-4])
+def test_norms_that_are_nearly_equal(gap):
+    base, _ = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    batch = torch.stack([base * (1 + k * gap) for k in range(8)])
+    truth = 1 + 7 * gap
+    assert truth * (1 - 1e-14) <= norms.largest_norm(batch, tolerance=1e-12) <= truth * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e160, 1e300])
+def test_entries_of_any_size(scale):
+    batch = torch.randn(3, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    truth = float(torch.linalg.matrix_norm(batch, 2).max())
+    assert truth <= norms.largest_norm(batch * scale) / scale * (1 + 1e-15) <= truth * 1.0002
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 1 - 1e-12])
+def test_no_guess_makes_a_bound_too_small(monkeypatch, share):
+    """Whatever power iteration and eigenvalue routines say, a factor of what is left has to exist."""
+    eigenvalues, powers = torch.linalg.eigvalsh, norms._eigenvalues_by_powers
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: share * eigenvalues(gram))
+    monkeypatch.setattr(norms, "_eigenvalues_by_powers", lambda gram, steps: share * powers(gram, steps))
+    batch = torch.randn(5, 12, 8, dtype=torch.complex128, generator=torch.Generator().manual_seed(1))
+    assert norms.largest_norm(batch, tolerance=0.0) >= float(torch.linalg.matrix_norm(batch, 2).max()) * (1 - 1e-14)
+
+
+def test_a_factor_that_does_not_exist_is_noticed(monkeypatch):
+    """As above, and no factor is believed that has a zero or no number on its diagonal."""
+    batch = torch.randn(4, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    original, lies = torch.linalg.cholesky_ex, []
+
+    def silent(rest):
+        factor, info = original(rest)
+        lies.append(bool((info > 0).any()))
+        factor[info > 0] = torch.nan  # as a library may leave it that forgets to say so
+        return factor, torch.zeros_like(info)
+
+    eigenvalues = torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", silent)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: 0.9 * eigenvalues(gram))
+    assert norms.largest_norm(batch, tolerance=0.0) >= float(torch.linalg.matrix_norm(batch, 2).max()) * (1 - 1e-14)
+    assert any(lies)
+
+
+def test_large_matrices_are_bounded_without_all_eigenvalues(monkeypatch):
+    monkeypatch.setattr(norms, "_EXACT_SIDE", 8)
+    for seed in range(4):
+        batch = torch.randn(1, 40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        truth = float(torch.linalg.matrix_norm(batch, 2).max())
+        assert truth <= norms.largest_norm(batch) * (1 + 1e-15) <= truth * 1.0002
+        flat = torch.linalg.qr(batch[0])[0][None]  # nothing stands out for power iteration
+        assert 1 - 1e-14 <= norms.largest_norm(torch.cat([flat, flat * (1 - 1e-13)]), tolerance=1e-9) <= 1 + 1e-8
