@@ -1,10 +1,11 @@
 """What randomised smoothing costs with default settings, beside a bare forward pass and a plain loop, in turns.
 
-    uv run python benchmarks/sampling.py [--threads 2] [--rounds 5] [--peers]
+    uv run python benchmarks/sampling.py [--threads 2] [--rounds 5] [--changed] [--peers]
 
 * engine: ``gaussian`` with default settings on 4 images, n = 1,000, over the best bare forward (batch 8 to 512, both layouts);
+  with ``--changed`` also under bfloat16 autocast, and compiled: other functions, and recorded as such;
 * one image a call, n = 2,000: ``rsplugins.certify`` against a plain loop of Cohen et al. at its best batch, and with ``--peers``
-  against ART (``pip install adversarial-robustness-toolbox``) at its best batch;
+  against ART (``pip install adversarial-robustness-toolbox statsmodels``) at its best batch;
 * first call: the same call in a fresh process, with and without what an earlier process kept.
 
 Medians of rounds that alternate; ratios above 1 mean that this package is faster.
@@ -134,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--changed", action="store_true", help="also with bfloat16 and with torch.compile")
     parser.add_argument("--peers", action="store_true", help="also against ART, which has to be installed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -145,6 +147,13 @@ def main() -> None:
     found = in_turns(options.rounds, bare=limit, engine=lambda: rsplugins.certify(classifier, images, "gaussian", **settings))
     print(f"engine over the best bare forward ({said}): {found['bare'] / found['engine']:.3f}")
     print(f"  4 images, n0 = 100, n = 1,000: bare {found['bare']:.3f} s, engine {found['engine']:.3f} s")
+    changed = {
+        "bfloat16": lambda: rsplugins.certify(classifier, images, "gaussian", dtype="bfloat16", **settings),
+        "compile": lambda: rsplugins.certify(classifier, images, "gaussian", compile=True, **settings),
+    }
+    for name, work in changed.items() if options.changed else ():
+        found = in_turns(options.rounds, bare=limit, engine=work)
+        print(f"engine with {name}, which changes the function, over the same forward: {found['bare'] / found['engine']:.3f}")
 
     size = best_size(lambda rows: cohen(classifier, images[0], 100, 2000, rows))
     ours = {"sigma": 0.25, "n0": 100, "n": 2000}

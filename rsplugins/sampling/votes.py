@@ -75,9 +75,10 @@ class VoteReader:
     """Votes by class, the same whatever the batch size.
 
     Kernels round differently in batches of different size, by about 1e-6 of the logits' magnitude, which can flip a near-tie. So
-    the classifier that is certified is the one that decides each sample in one *canonical* way (alone on a CPU; in a padded batch
-    of fixed size elsewhere), and a micro-batch is a shortcut that is trusted only where the gap between the two largest logits
-    is clear. What is clear is measured on the first micro-batch: at least :data:`SLACK`, and 16 times the deviation seen there.
+    the classifier that is certified is the one that decides each sample in one *canonical* way (alone on a CPU; in 16 bits, and
+    elsewhere, in a padded batch of fixed size), and a micro-batch is a shortcut that is trusted only where the gap between the
+    two largest logits is clear. What is clear is measured on the first micro-batch: at least :data:`SLACK`, and 16 times the
+    deviation seen there.
 
     Args:
         num_classes: K.
