@@ -32,8 +32,8 @@ class BoundParameters(CertifierParameters):
 
     Attributes:
         norm: of the ball, on raw [0, 1] pixels.
-        eps: the radius to verify; without it, the largest certified one is searched for by bisection.
-        max_eps: where the bisection starts; no larger radius is certified.
+        eps: the radius to verify; without it, the largest certified one is searched for.
+        max_eps: no larger radius is searched for.
         tolerance: how far the radius found may be below the largest one that the method certifies there.
         clip: intersect the ball with the [0, 1] box, outside which there is no image.
         precision: which the bounds are computed in; float32 with more slack.
