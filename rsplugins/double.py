@@ -72,3 +72,18 @@ def arrived(image: Tensor, device: torch.device) -> Tensor:
             fix="Round them yourself, images.float(), or move the model to the CPU.",
         )
     return image.to(device)
+
+
+def dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the dense tensors that hold all of a tensor: itself, or the parts of a sparse or quantised one."""
+    if tensor.is_quantized:
+        channels = "channel" in str(tensor.qscheme())
+        scales = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if channels else ()
+        return tensor.int_repr(), *(scales or (torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())]),))
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor if tensor.layout is torch.strided else tensor.to_dense(),)

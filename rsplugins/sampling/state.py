@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.checks import named_layer
-from rsplugins.classifier import checksum, dense_parts
+from rsplugins.classifier import checksum
+from rsplugins.double import dense_parts
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps in a module, hooks and layers among it, which are looked at by name."""

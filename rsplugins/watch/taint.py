@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsplugins.double import double
+from rsplugins.double import dense_parts, double
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
 from rsplugins.watch.writes import Views, version
@@ -70,15 +70,16 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def digest(tensor: Tensor) -> tuple[Any, ...]:
-    """Return shape, dtype and two sums, which tell different values apart."""
-    kind = (tuple(tensor.shape), str(tensor.dtype))
+    """Return shape, dtype and two sums of each dense part, which tell different values apart."""
+    found: list[Any] = [tuple(tensor.shape), str(tensor.dtype), str(tensor.layout)]
     try:
-        numbers = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        numbers = double(numbers.detach()).flatten()
-        weights = torch.arange(1, len(numbers) + 1, device=numbers.device, dtype=torch.float64).sin_()
-        return *kind, repr(float(numbers.sum())), repr(float(numbers @ weights))
-    except (RuntimeError, NotImplementedError):  # no dense numbers: a sparse or quantised constant
-        return kind
+        for part in dense_parts(tensor.detach()):
+            numbers = double(torch.view_as_real(part) if part.is_complex() else part).flatten()
+            weights = torch.arange(1, len(numbers) + 1, device=numbers.device, dtype=torch.float64).sin_()
+            found += [repr(float(numbers.sum())), repr(float(numbers @ weights))]
+    except (RuntimeError, NotImplementedError):  # of a kind that torch gives no numbers of, such as a nested tensor
+        pass
+    return tuple(found)
 
 
 class Memory:

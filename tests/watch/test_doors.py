@@ -11,6 +11,7 @@ import torch
 import rsplugins
 from rsplugins.errors import RspluginsError, UsageError
 from rsplugins.watch import check_function, check_trace
+from rsplugins.watch.taint import digest
 from tests.watch import doors, forms
 
 SIZE = (1, 2, 2)
@@ -222,3 +223,23 @@ def test_the_caller_s_generators_and_network_are_left_alone():
     check_function(module, doors.IMAGES)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def sparse_row(value):
+    return torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.tensor([1.0, value]), (4,))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        sparse_row,
+        lambda value: torch.diag(torch.tensor([1.0, value])).to_sparse_csr(),
+        lambda value: torch.quantize_per_tensor(torch.tensor([1.0, value]), 0.5, 0, torch.qint8),
+        lambda value: torch.quantize_per_tensor(torch.ones(2), value / 4, 0, torch.qint8),
+        lambda value: torch.tensor([1.0, complex(0, value)]),
+        lambda value: torch.tensor([1.0, value]),
+    ],
+    ids=["coo", "csr", "quantised", "scale", "complex", "dense"],
+)
+def test_constants_of_any_layout_are_told_apart_by_their_values(make):
+    assert digest(make(2.0)) == digest(make(2.0)) != digest(make(3.0))
