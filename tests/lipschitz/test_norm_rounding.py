@@ -131,3 +131,30 @@ def test_large_matrices_are_bounded_without_all_eigenvalues(monkeypatch):
         assert truth <= norms.largest_norm(batch) * (1 + 1e-15) <= truth * 1.0002
         flat = torch.linalg.qr(batch[0])[0][None]  # nothing stands out for power iteration
         assert 1 - 1e-14 <= norms.largest_norm(torch.cat([flat, flat * (1 - 1e-13)]), tolerance=1e-9) <= 1 + 1e-8
+
+
+def test_what_a_product_loses_is_in_the_bound_whatever_else_is_known(monkeypatch):
+    # As for the column above, with nothing known of its norm but the product, from which the small terms are missing.
+    count = 2**20
+    column = torch.full((1, count + 1, 1), 2.0**-27, dtype=torch.float64)
+    column[0, 0] = 1.0
+    exact = 1 + Fraction(count, 2**54)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda left, right: torch.ones(1, left.shape[-2], right.shape[-1]).double())
+    assert Fraction(norms._certified(column, float(exact) * 1.0000001, 0.0, 0.0)) ** 2 >= exact
+
+
+def test_what_a_factorisation_forgives_is_in_the_bound(monkeypatch):
+    # A factor of a matrix that is off by as much as rounding may do, found although the eigenvalue was guessed too small.
+    side = 60
+    X = torch.eye(side, dtype=torch.float64)[None].clone()
+    gamma = norms._gamma(side + 1) / 1.01
+    room = (4 * side + 16) ** 2 * norms.UNIT
+    original = torch.linalg.cholesky_ex
+
+    def forgiving(rest):
+        return original(rest + 0.9 * gamma * side * torch.eye(side).double())
+
+    guess = (1 - 0.8 * gamma * side) / (1 + room)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", forgiving)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda gram: torch.full((len(gram), side), guess, dtype=torch.float64))
+    assert norms._certified(X, side * 1.0001, 0.0, 0.0) >= 1.0

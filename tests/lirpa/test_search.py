@@ -99,6 +99,19 @@ def test_a_bracket_closes_on_any_curve(curve, few):
     assert asked <= (30 if few else 48)
 
 
+def test_what_is_recorded_are_the_nearest_ends_of_all_that_was_asked():
+    asked = []
+
+    def noted(images, eps, specification):
+        asked.extend(float(one) for one in eps)
+        return linear(images, eps, specification)
+
+    (evidence,) = Search(Margins(noted), "float64").largest(IMAGES[:1], LOGITS[:1], max_eps=1.0, tolerance=1e-3)
+    near = {"rel": 1e-6}
+    assert evidence["certified"]["eps"] == pytest.approx(max(eps for eps in asked if eps < 0.2), **near)
+    assert evidence["refuted"]["eps"] == pytest.approx(min(eps for eps in asked if eps > 0.2), **near)
+
+
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("tolerance", [0.5, 0.9, 0.2, 0.01])
 def test_a_coarse_tolerance_is_kept(tolerance, few):

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+import rsplugins
 from rsplugins.certifier import Execution
 from rsplugins.errors import InputValueError, OutputValueError, ParameterError, RspluginsWarning
 from rsplugins.models.architectures import resnet20
@@ -339,3 +340,10 @@ def test_compiled_models_count_alike_at_every_batch_size():
     runs = [run(model, work(), compile=True, batch_size=batch_size) for batch_size in (7, 64)]
     assert [one.evidence for one in runs[0][1]] == [one.evidence for one in runs[1][1]]
     assert runs[0][0].describe()["compile"] is True
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [("float32", 1), ("bfloat16", 32)])
+def test_the_record_says_in_what_batches_near_ties_are_decided(dtype, rows):
+    classifier = rsplugins.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)), input_size=(1, 4, 4))
+    (found,) = rsplugins.certify(classifier, torch.rand(1, 1, 4, 4), "gaussian", n0=5, n=50, alpha=0.01, dtype=dtype)
+    assert found.function["near_ties"] == f"decided in batches of {rows}"
