@@ -17,7 +17,10 @@ Column = tuple[str, Callable[[Manifest], str]]
 MNIST_ATTACKED = [f"mnist-cnn.mnist-{method}-v1" for method in ("at", "gairat", "mail-at")]
 MNIST_SMOOTHED = [f"mnist-cnn.mnist-{method}050-v2" for method in ("gaussian", "macer", "covariance")]
 MNIST_BOUNDED = [f"mnist-small.mnist-{method}{eps}-v2" for eps in ("010", "030") for method in ("ibp", "sound-etb", "etb")]
-CIFAR_ATTACKED = [f"cifar-small.cifar10-jpeg-{method}-v1" for method in ("at", "gairat", "mail-at", "gair-trades")]
+CIFAR_ATTACKED = [
+    *(f"cifar-small.cifar10-jpeg-{method}-v1" for method in ("at", "gairat", "mail-at", "gair-trades")),
+    "fast-cifar.cifar10-jpeg-trades-v1",
+]
 CIFAR_LARGE = [f"fast-cifar.cifar10-jpeg-consistency{sigma}-v1" for sigma in ("025", "050", "100")]
 CIFAR_SMOOTHED = [
     *CIFAR_LARGE,
@@ -73,6 +76,11 @@ def inputs(n: int) -> Callable[[Manifest], str]:
     )
 
 
+def attacked_inputs(manifest: Manifest) -> str:
+    """Return how many inputs were attacked."""
+    return next((str(result.images) for result in manifest.results if result.metric == "accuracy_under_attack"), "")
+
+
 def trained_on(manifest: Manifest) -> str:
     """Return the device of the training."""
     return "" if manifest.training is None else manifest.training.device.replace("cpu", "CPU")
@@ -85,15 +93,17 @@ def main() -> None:
     zoo = parser.parse_args().zoo
     clean: Column = ("clean %", value("accuracy"))
     cost: Column = ("minutes for epochs", minutes)
+    device: Column = ("trained on", trained_on)
     pgd: Column = ("PGD-20 %", value("accuracy_under_attack", "PGD-20"))
     attacked: list[Column] = [
         clean,
         pgd,
         ("PGD-20 on the margin %", value("accuracy_under_attack", "PGD-20 on the margin")),
         ("AutoAttack %", value("accuracy_under_attack", "AutoAttack")),
+        ("inputs", attacked_inputs),
         cost,
+        device,
     ]
-    device: Column = ("trained on", trained_on)
 
     def smoothed(*radii: float, n: int = FEW) -> list[Column]:
         acr: Column = ("ACR", value("acr", "gaussian", n=n))
