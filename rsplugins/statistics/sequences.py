@@ -37,10 +37,10 @@ from rsplugins.statistics.radii import radius_from_one_bound
 
 Decision = Literal["at-least", "not"]
 
-FUTILITY_ALPHA = 0.001
-"""Confidence of the upper sequence behind "not". It is no part of a certificate's alpha: "not" claims nothing, it only ends the
-sampling of an input early, and the radius then read from the lower sequence is valid at any stopping time. A wrong "not" costs
-radius, never soundness."""
+FUTILITY = 0.01
+"""The chance of still reaching a radius by the last sample below which an input is given up. It is no part of a certificate's
+alpha: "not" claims nothing, it only ends the sampling of an input early, and the radius then read from the lower sequence is
+valid at any stopping time. A wrong "not" costs radius, never soundness."""
 
 _STEPS = 60
 
@@ -127,14 +127,18 @@ def decide(
     alpha: float,
     n: int,
     divide_by: float = 1.0,
-    futility_alpha: float = FUTILITY_ALPHA,
+    futility: float = FUTILITY,
 ) -> Decision | None:
     """Whether the votes so far decide "certified at least at this radius".
 
     ``"at-least"``: the radius that the lower sequence gives now reaches ``radius``, so the claim made at this look reaches it
-    too. ``"not"``: the upper sequence is below what the radius needs (at ``futility_alpha``; see :data:`FUTILITY_ALPHA` for why
-    that spends no alpha), or even unanimous votes from here to n could not reach it (no statistics in that). Both are functions
-    of the counts alone, never of the batch size.
+    too. ``"not"``: given the votes so far the chance of reaching it by sample n is below ``futility`` (see :data:`FUTILITY` for
+    why that spends no alpha), or 0 as even unanimous votes could not. Both are functions of the counts alone, never of the batch
+    size.
+
+    The chance is predictive (stochastic curtailment: Lan, Simon, Halperin, Sequential Analysis 1, 1982): the votes still to come
+    follow a beta-binomial law under the prior 1 / (1 - p), which gives up no unanimous input. Without it, an input whose share
+    lies a little above what the radius needs, but by less than n samples can show, takes all n of them to learn nothing.
 
     Args:
         successes: votes for the class so far, 0..trials.
@@ -144,7 +148,7 @@ def decide(
         alpha: the certificate's alpha, in (0, 1).
         n: the most samples this input may get.
         divide_by: as in :func:`rsplugins.statistics.radii.radius_from_one_bound`.
-        futility_alpha: the chance of giving up wrongly on one radius, in (0, 1).
+        futility: give up below this chance, in [0, 1); 0 never gives up while the radius can be reached.
 
     Returns:
         The decision, or None when more samples are needed.
@@ -165,14 +169,11 @@ def decide(
             f"Cannot decide radius {radius!r} after {trials!r} of {n!r} samples.", fix="Use a radius >= 0 and at most n samples."
         )
 
-    def reaches(p: float) -> bool:
-        found = radius_from_one_bound(p, sigma, divide_by=divide_by)
-        return found > 0 and found >= radius
-
-    if reaches(float(sequence_lower(successes, trials, alpha))):
+    if _reaches(successes, trials, radius, sigma, alpha, divide_by):
         return "at-least"
-    best = float(sequence_lower(successes + n - trials, n, alpha))
-    if not (reaches(best) and reaches(float(sequence_upper(successes, trials, futility_alpha)))):
+    needed = _votes_needed(n, radius, sigma, alpha, divide_by) - successes
+    left = n - trials
+    if needed > left or _chance_of_votes(needed, left, successes, trials) < futility:
         return "not"
     return None
 
@@ -185,6 +186,37 @@ def decide_all(successes: int, trials: int, radii: Iterable[float], **options: A
         True
     """
     return all(decide(successes, trials, radius, **options) is not None for radius in radii)
+
+
+def _reaches(successes: int, trials: int, radius: float, sigma: float, alpha: float, divide_by: float) -> bool:
+    found = radius_from_one_bound(float(sequence_lower(successes, trials, alpha)), sigma, divide_by=divide_by)
+    return found > 0 and found >= radius
+
+
+@lru_cache(maxsize=4096)
+def _votes_needed(n: int, radius: float, sigma: float, alpha: float, divide_by: float) -> int:
+    """Return the fewest of n votes that certify the radius, n + 1 when none do, by bisection: the bound grows with the votes."""
+    low, high = -1, n + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _reaches(middle, n, radius, sigma, alpha, divide_by):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _chance_of_votes(needed: int, left: int, successes: int, trials: int) -> float:
+    """Return about the chance of ``needed`` successes among ``left`` more votes: a beta tail for the beta-binomial one."""
+    if needed <= 0:
+        return 1.0
+    if successes == trials:
+        return 1.0
+    mean = (successes + 1) / (trials + 1)  # the prior 1 / (1 - p): a beta law of successes + 1 and failures
+    concentration = left * (trials + 2) / (trials + 1 + left) - 1.0  # its variance is that of the beta-binomial law
+    if not concentration > 0.0:  # one vote is left
+        return mean
+    return float(betaincc(mean * concentration, (1.0 - mean) * concentration, (needed - 0.5) / left))
 
 
 @lru_cache(maxsize=65536)

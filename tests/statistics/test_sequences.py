@@ -14,8 +14,10 @@ from rsplugins.statistics import (
     looks,
     sequence_lower,
     sequence_upper,
+    sequences,
     vote_radius,
 )
+from rsplugins.statistics.radii import radius_from_one_bound
 
 OPTIONS = {"sigma": 0.5, "alpha": 0.001, "n": 100_000}
 
@@ -119,17 +121,48 @@ def test_every_radius_is_decided_by_the_last_look():
     assert not decide_all(84, 100, [0.1, 0.5], **OPTIONS)
 
 
-def test_futility_gives_up_wrongly_no_more_often_than_it_says():
-    # Truth: exactly the probability that the radius needs, so "not" is wrong whenever statistics, not the budget, says it.
-    rng, p, alpha, repeats, wrong = np.random.default_rng(0), stats.norm.cdf(1.0), 0.05, 300, 0
-    for _ in range(repeats):
-        k = t = 0
-        for look in looks(1500):
-            k, t = k + int(rng.binomial(look - t, p)), look
-            if decide(k, t, 0.5, sigma=0.5, alpha=0.001, n=10**9, futility_alpha=alpha) == "not":
-                wrong += 1
-                break
-    assert wrong <= stats.binom.ppf(0.999, repeats, alpha)
+@pytest.mark.parametrize(("successes", "trials", "n"), [(95, 100, 400), (60, 100, 130), (4_890, 5_000, 100_000), (30, 32, 1_000)])
+def test_the_chance_of_reaching_a_radius_is_that_of_the_beta_binomial_law(successes, trials, n):
+    left = n - trials
+    for needed in range(0, left + 1, max(1, left // 50)):
+        exact = stats.betabinom.sf(needed - 1, left, successes + 1, trials - successes)
+        assert sequences._chance_of_votes(needed, left, successes, trials) == pytest.approx(exact, abs=0.02)
+
+
+def test_votes_needed_are_the_fewest_that_certify():
+    for radius, n in ((0.25, 500), (0.5, 1000), (1.0, 1000), (3.0, 100)):
+        reached = [radius_from_one_bound(float(sequence_lower(k, n, 0.001)), 0.5) for k in range(n + 1)]
+        expected = next((k for k, found in enumerate(reached) if found > 0 and found >= radius), n + 1)
+        assert sequences._votes_needed(n, radius, 0.5, 0.001, 1.0) == expected
+
+
+def stops(p, radius, n, seed, **options):
+    """Return the samples that an input of this truth takes, and what is decided."""
+    rng, k, t = np.random.default_rng(seed), 0, 0
+    for look in looks(n):
+        k, t = k + int(rng.binomial(look - t, p)), look
+        decision = decide(k, t, radius, sigma=0.5, alpha=0.001, n=n, **options)
+        if decision is not None:
+            return t, decision
+    raise AssertionError("undecided at n")
+
+
+def test_what_n_samples_would_certify_is_hardly_ever_given_up():
+    # A share that n samples certify nine times in ten, give or take.
+    n, radius = 10_000, 0.5
+    p = sequences._votes_needed(n, radius, 0.5, 0.001, 1.0) / n + 1.3 * math.sqrt(0.16 * 0.84 / n)
+    with_futility = [stops(p, radius, n, seed)[1] for seed in range(400)].count("at-least")
+    without = [stops(p, radius, n, seed, futility=0.0)[1] for seed in range(400)].count("at-least")
+    assert 320 <= without <= 390
+    assert without - 20 <= with_futility <= without
+
+
+def test_a_share_that_n_samples_cannot_tell_from_the_radius_does_not_take_all_of_them():
+    # A little above what the radius needs: no upper bound ever excludes it, and no lower one ever shows it.
+    p = stats.norm.cdf(1.0) + 0.002
+    found = [stops(p, 0.5, 10_000, seed) for seed in range(40)]
+    assert {decision for _, decision in found} == {"not"}
+    assert np.mean([t for t, _ in found]) < 5_000 < np.mean([stops(p, 0.5, 10_000, seed, futility=0.0)[0] for seed in range(40)])
 
 
 def test_deciding_takes_far_fewer_samples_than_a_fixed_n():
