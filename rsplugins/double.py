@@ -6,12 +6,13 @@ while it moves is cast on whichever side the backend likes. So a tensor moves be
 
 from __future__ import annotations
 
+import copy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rsplugins.errors import InputValueError
+from rsplugins.errors import InputValueError, UsageError
 
 Network = TypeVar("Network", bound=nn.Module)
 _CPU = torch.device("cpu")
@@ -51,6 +52,24 @@ def bring(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).to(device) if has_double(tensor.device) else tensor.to(device).to(dtype)
 
 
+def copied(module: Network) -> Network:
+    """Return a deep copy, to be cast or analysed apart from the caller's own layers, which may count or cache.
+
+    Raises:
+        UsageError: a part of it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise UsageError(
+            f"The model cannot be copied, so it is not analysed: {type(error).__name__}: {str(error).split('. ')[0]}",
+            cause="a layer keeps something that copy.deepcopy refuses: a lock, a file, a nested tensor, or a tensor that has a "
+            "gradient history.",
+            fix="Remove it, or give its class a __deepcopy__; weights computed by a hook can be copied after a pass under "
+            "torch.no_grad(). A certifier that only samples, such as 'gaussian', takes the model as it is.",
+        ) from error
+
+
 def brought(module: Network, dtype: torch.dtype) -> Network:
     """Move a module to where its numbers can have a dtype, and cast them; in place, as ``module.to`` does."""
     first = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
@@ -74,12 +93,21 @@ def arrived(image: Tensor, device: torch.device) -> Tensor:
     return image.to(device)
 
 
+def sizes(tensor: Tensor) -> tuple[object, ...]:
+    """Return the shape of a tensor; of a nested one, which has none or one of its own making, those of its parts."""
+    return tuple(tuple(part.shape) for part in tensor.unbind()) if tensor.is_nested else tuple(tensor.shape)
+
+
 def dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return the dense tensors that hold all of a tensor: itself, or the parts of a sparse or quantised one."""
+    """Return the dense tensors that hold all of a tensor: itself, or the parts of a nested, sparse or quantised one."""
+    if tensor.is_nested:
+        return tensor.unbind()
     if tensor.is_quantized:
         channels = "channel" in str(tensor.qscheme())
         scales = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if channels else ()
-        return tensor.int_repr(), *(scales or (torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())]),))
+        return tensor.int_repr(), *(
+            scales or (torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())], dtype=torch.float64),)
+        )
     if tensor.layout is torch.sparse_coo:
         return tensor._indices(), tensor._values()
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):

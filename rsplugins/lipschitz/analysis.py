@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +9,7 @@ from torch import fx
 
 from rsplugins.arithmetic import full_precision
 from rsplugins.classifier import Classifier
+from rsplugins.double import copied
 from rsplugins.errors import UnknownNameError, UsageError
 from rsplugins.lipschitz.aliasing import overwritten_too_early
 from rsplugins.lipschitz.composition import Evaluation, Value
@@ -260,15 +260,7 @@ def private_copy(classifier: Classifier) -> Classifier:
         UsageError: a part of it cannot be copied. The analysis would then run the caller's own layers, which may count or cache.
     """
     classifier.check_ready()
-    try:
-        return copy.deepcopy(classifier).requires_grad_(False)
-    except Exception as error:
-        raise UsageError(
-            f"The model cannot be copied, so its Lipschitz bounds are not computed: {type(error).__name__}: {error}",
-            cause="a layer keeps something that copy.deepcopy refuses: a lock, a file, or a tensor that has a gradient history.",
-            fix="Remove it, or give its class a __deepcopy__; weights computed by a hook can be copied after a pass under "
-            "torch.no_grad(). A certifier that needs no Lipschitz bound, such as 'gaussian', takes the model as it is.",
-        ) from error
+    return copied(classifier).requires_grad_(False)
 
 
 def lipschitz_bound(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> float:

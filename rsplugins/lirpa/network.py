@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from rsplugins.arithmetic import full_precision
 from rsplugins.certificate import Norm
 from rsplugins.chain import computes_as
 from rsplugins.compat import bridge_auto_lirpa
-from rsplugins.double import bring, brought
+from rsplugins.double import bring, brought, copied
 from rsplugins.errors import ParameterError, RspluginsError
 from rsplugins.lirpa.backward import OutwardLinear
 from rsplugins.lirpa.bridge import Operators, quiet
@@ -74,7 +73,7 @@ class BoundNetwork:
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
-            model = brought(copy.deepcopy(model), dtype)
+            model = brought(copied(model), dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
         self._iterations = iterations

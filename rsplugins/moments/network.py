@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections import ChainMap
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from rsplugins.classifier import Classifier
 from rsplugins.compat import bridge_auto_lirpa
-from rsplugins.double import bring, brought
+from rsplugins.double import bring, brought, copied
 from rsplugins.errors import OutputValueError, ParameterError
 from rsplugins.lirpa.bridge import quiet
 from rsplugins.lirpa.graph import bounded, check_deployed
@@ -112,7 +111,7 @@ class MomentNetwork(Propagation):
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
-            model = brought(copy.deepcopy(model), dtype)
+            model = brought(copied(model), dtype)
         model = _without_casts(model)
         tensors = (*model.parameters(), *model.buffers())
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rsplugins.checks import named_layer
 from rsplugins.classifier import checksum
-from rsplugins.double import dense_parts
+from rsplugins.double import dense_parts, sizes
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps in a module, hooks and layers among it, which are looked at by name."""
@@ -325,7 +325,7 @@ class _Reader:
 
     def _tensor(self, tensor: Tensor) -> tuple[Any, ...]:
         version = None if tensor.is_inference() else tensor._version
-        key = (version, tuple(tensor.shape), _pointer(tensor))
+        key = (version, sizes(tensor), _pointer(tensor))
         known = self._known.get(id(tensor)) or self.digests.get(id(tensor))
         if known is None or known.tensor is not tensor or known.key != key or version is None:
             known = _Known(tensor, key, _digest(tensor))
@@ -362,4 +362,4 @@ def _pointer(tensor: Tensor) -> int:
 def _digest(tensor: Tensor) -> tuple[Any, ...]:
     with torch.no_grad():
         content = tuple(int(checksum(part)) for part in dense_parts(tensor))
-    return "tensor", str(tensor.dtype), tuple(tensor.shape), content
+    return "tensor", str(tensor.dtype), sizes(tensor), content

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rsplugins.double import dense_parts, double
+from rsplugins.double import dense_parts, double, sizes
 from rsplugins.errors import UsageError
 from rsplugins.watch import lines
 from rsplugins.watch.writes import Views, version
@@ -70,15 +70,21 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def digest(tensor: Tensor) -> tuple[Any, ...]:
-    """Return shape, dtype and two sums of each dense part, which tell different values apart."""
-    found: list[Any] = [tuple(tensor.shape), str(tensor.dtype), str(tensor.layout)]
+    """Return shape, dtype and two sums of each dense part, which tell different values apart.
+
+    What gives no numbers, such as a tensor of a subclass that refuses, equals nothing, not even itself: a rule table is closed.
+    """
+    found: list[Any] = [str(tensor.dtype), str(tensor.layout)]
     try:
+        found.append(sizes(tensor))
+        if tensor.is_meta:  # of no values
+            return tuple(found)
         for part in dense_parts(tensor.detach()):
             numbers = double(torch.view_as_real(part) if part.is_complex() else part).flatten()
             weights = torch.arange(1, len(numbers) + 1, device=numbers.device, dtype=torch.float64).sin_()
             found += [repr(float(numbers.sum())), repr(float(numbers @ weights))]
-    except (RuntimeError, NotImplementedError):  # of a kind that torch gives no numbers of, such as a nested tensor
-        pass
+    except (RuntimeError, NotImplementedError):
+        found.append(object())
     return tuple(found)
 
 

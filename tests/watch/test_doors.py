@@ -236,10 +236,54 @@ def sparse_row(value):
         lambda value: torch.diag(torch.tensor([1.0, value])).to_sparse_csr(),
         lambda value: torch.quantize_per_tensor(torch.tensor([1.0, value]), 0.5, 0, torch.qint8),
         lambda value: torch.quantize_per_tensor(torch.ones(2), value / 4, 0, torch.qint8),
+        lambda value: torch.quantize_per_tensor(torch.ones(2), 0.5 + value * 1e-12, 0, torch.qint8),
+        lambda value: torch.nested.nested_tensor([torch.ones(3), torch.tensor([1.0, value])]),
+        lambda value: torch.nested.nested_tensor([torch.ones(3), torch.tensor([1.0, value])], layout=torch.jagged),
+        lambda value: torch.nested.nested_tensor([torch.ones(int(value)), torch.ones(5 - int(value))]),
+        lambda value: torch.ones(2).mul(value).to_mkldnn(),
+        lambda value: torch.empty(int(value), device="meta"),
         lambda value: torch.tensor([1.0, complex(0, value)]),
         lambda value: torch.tensor([1.0, value]),
     ],
-    ids=["coo", "csr", "quantised", "scale", "complex", "dense"],
+    ids=["coo", "csr", "quantised", "scale", "hair", "nested", "jagged", "lengths", "mkldnn", "meta", "complex", "dense"],
 )
 def test_constants_of_any_layout_are_told_apart_by_their_values(make):
     assert digest(make(2.0)) == digest(make(2.0)) != digest(make(3.0))
+
+
+def test_a_constant_that_gives_no_numbers_equals_nothing(monkeypatch):
+    def refuses(tensor):
+        raise NotImplementedError("no numbers")
+
+    monkeypatch.setattr("rsplugins.watch.taint.dense_parts", refuses)
+    assert digest(torch.ones(2)) != digest(torch.ones(2))
+
+
+class OfUnevenRows(torch.nn.Module):
+    def __init__(self, counts=False):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+        self.rows, self.counts = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), counts
+
+    def forward(self, x):
+        if self.counts:
+            self.rows = torch.nested.nested_tensor([row + 1 for row in self.rows.unbind()])
+        return self.linear(x.flatten(1)) + torch.nested.to_padded_tensor(self.rows, 0.0).sum()
+
+
+def test_a_network_with_a_nested_tensor_is_sampled_unless_the_tensor_changes():
+    def certified(network):
+        return rsplugins.certify(
+            rsplugins.wrap(network, input_size=SIZE), torch.rand(1, *SIZE), "gaussian", sigma=0.5, n0=10, n=200
+        )
+
+    assert certified(OfUnevenRows())[0].error is None
+    with pytest.raises(UsageError, match=r"attribute 'rows' of .* was changed"):
+        certified(OfUnevenRows(counts=True))
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "covariance", "lipschitz-margin"])
+def test_a_network_that_cannot_be_copied_is_refused_in_our_words(method):
+    settings = {"sigma": 0.5} if method == "covariance" else {}
+    with pytest.raises(UsageError, match="cannot be copied"):
+        rsplugins.certify(rsplugins.wrap(OfUnevenRows(), input_size=SIZE), torch.rand(1, *SIZE), method, **settings)
