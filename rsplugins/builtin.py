@@ -126,8 +126,23 @@ def _bound_certifiers() -> list[CertifierDescriptor]:
 
 @hookimpl
 def rsplugins_bound_operators() -> list[BoundOperatorDescriptor]:
-    """Expected tight bounds for linear layers (``MatMul`` is one without bias) and convolutions, as published and made sound."""
-    return [
+    """Expected tight bounds of linear layers (``MatMul`` is one without bias) and convolutions; functions that 0.3 lacks."""
+    lacking = [
+        BoundOperatorDescriptor(
+            name=name,
+            summary=f"{summary}, onnx::{operator}; where auto-LiRPA has no bounds of its own",
+            factory=f"rsplugins.lirpa.elementwise:Bound{operator}",
+            requires=("auto-LiRPA>=0.3",),
+            operator=f"onnx::{operator}",
+            guarantee=Guarantee.DETERMINISTIC,
+        )
+        for name, operator, summary in (
+            ("clip", "Clip", "ReLU6, Hardtanh, clamp to constants"),
+            ("erf", "Erf", "the error function, of which GELU is made"),
+            ("hard-sigmoid", "HardSigmoid", "hard sigmoid and hard swish"),
+        )
+    ]
+    return lacking + [
         BoundOperatorDescriptor(
             name=f"{family}-{operator.lower()}",
             summary=f"{summary}, onnx::{operator}",

@@ -24,9 +24,12 @@ from rsplugins.lipschitz.analysis import Analysis, analyse
 from rsplugins.lipschitz.local import local_constants, run_recording
 from rsplugins.lipschitz.margins import MarginBounds, usable_constant
 from rsplugins.lipschitz.rules import UnsupportedLayerError
-from rsplugins.lipschitz.split import cut
+from rsplugins.lipschitz.split import automatic_cut, cut
 from rsplugins.sampling import Draw, GaussianNoise, Program, Sampler, check_independent
 from rsplugins.statistics import check_budget, largest_radius
+
+AUTO = "auto"
+"""Value of ``split`` for the cut that :func:`rsplugins.lipschitz.split.automatic_cut` chooses."""
 
 LEAST_RADIUS = 1e-3
 """A certifier that cannot reach this radius with unanimous votes is refused before sampling."""
@@ -41,7 +44,9 @@ _PIXEL_NOISE, _ROWS = 0.25, 32
 class LatentParameters(CertifierParameters):
     """What the user may set of ``latent``."""
 
-    split: str = Field("", description="layer whose output is the latent; `rsplugins lipschitz MODEL` lists them")
+    split: str = Field(
+        "", description="layer whose output is the latent, or 'auto'; `rsplugins lipschitz MODEL` lists them with their bounds"
+    )
     sigma: float = Field(0.5, gt=0, description="standard deviation of the noise, in units of the latent")
     n0: int = Field(100, ge=1, description="selection samples, which choose the class and are then set aside")
     n: int = Field(10_000, ge=1, description="estimation samples")
@@ -84,9 +89,10 @@ class Latent(Certifier[LatentParameters]):
         self.analysis = analyse(classifier)
         if not p.split:
             raise _no_split(self.analysis)
-        self.cut = cut(self.analysis, classifier, p.split)
-        self.lipschitz = usable_constant(self.analysis.constant(self.cut.node), f"of the encoder that ends at {p.split!r}")
-        _check_reach(p, self.lipschitz)
+        self.cut = automatic_cut(self.analysis, classifier) if p.split == AUTO else cut(self.analysis, classifier, p.split)
+        self.split = self.cut.layer
+        self.lipschitz = usable_constant(self.analysis.constant(self.cut.node), f"of the encoder that ends at {self.split!r}")
+        _check_reach(p, self.split, self.lipschitz)
         self.margins = _margins(self.analysis) if p.margin else None
         noise = GaussianNoise(p.sigma, execution.seed)
         # The head casts nothing, unlike a Classifier; weights coarser than float32 were refused above.
@@ -120,7 +126,7 @@ class Latent(Certifier[LatentParameters]):
         """Return what, besides the classifier, makes up the function that is certified, as JSON values."""
         return {
             **self.sampler.describe(),
-            "split": self.parameters.split,
+            "split": self.split,
             "encoder_arithmetic": self._encoder_arithmetic(),
             "lipschitz": self.lipschitz,
             "encoder_share": round(self.cut.share, 4),
@@ -167,13 +173,13 @@ def _margins(analysis: Analysis) -> MarginBounds | None:
         return None
 
 
-def _check_reach(p: LatentParameters, lipschitz: float) -> None:
+def _check_reach(p: LatentParameters, split: str, lipschitz: float) -> None:
     # A ball of the local refinement can reach further than the global bound, but who asks for one says how far.
     best = largest_radius(p.n, sigma=p.sigma, alpha=p.alpha, divide_by=lipschitz)
     if best > LEAST_RADIUS or any(gamma > LEAST_RADIUS for gamma in p.gammas):
         return
     raise ImpossibleBudgetError(
-        f"The encoder that ends at {p.split!r} has Lipschitz bound {lipschitz:.6g}; with sigma={p.sigma:g} and {p.n} unanimous "
+        f"The encoder that ends at {split!r} has Lipschitz bound {lipschitz:.6g}; with sigma={p.sigma:g} and {p.n} unanimous "
         f"votes the radius would be {best:.3g} on raw pixels, not above {LEAST_RADIUS:g}.",
         cause="every layer multiplies the bound, and the normalisation by 1/std does too.",
         fix=f"Cut earlier (`rsplugins lipschitz MODEL` shows where), train an encoder with a small bound, or use sigma of at "
@@ -186,5 +192,5 @@ def _no_split(analysis: Analysis) -> ParameterError:
     return ParameterError(
         "latent needs split=LAYER, the layer whose output the noise is added to.",
         cause="where to cut depends on what the head was trained for.",
-        fix=f"Set split to one of {', '.join(map(repr, cuts[:12]))}; `rsplugins lipschitz MODEL` shows their bounds and costs.",
+        fix=f"Set split to 'auto', or to one of {', '.join(map(repr, cuts[:12]))}; `rsplugins lipschitz MODEL` shows their bounds and costs.",
     )

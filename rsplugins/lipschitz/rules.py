@@ -84,6 +84,28 @@ def batch_norm(call: Call) -> Value:
     return value.apply(Scale(scale), fusible=channels_second(value, shape))
 
 
+def normalisation(call: Call) -> Value:
+    r"""Bound layer and group normalisation by :math:`\max|\gamma| / \sqrt\epsilon`, whatever they are given.
+
+    With n entries, s^2 = v + eps and z = (x - mean) / s, the Jacobian before the weights is
+    :math:`(I - 11^T/n - zz^T/n) / s`. It is symmetric, 0 on constants, :math:`(1 - |z|^2/n)/s = \epsilon/s^3` on z, and 1/s on
+    what is orthogonal to both; so its norm is at most 1/s, and s is at least the root of eps.
+    """
+    value, _ = call.source()
+    call.ignore("bias", "normalized_shape", "num_groups", "num_channels", "elementwise_affine", "affine")
+    eps = float(call.number("eps", 1e-5))
+    if eps <= 0:
+        raise NoBoundError("it divides by a deviation that may be 0, as its eps is")
+    weight = call.constant("weight")
+    largest = 1.0 if weight is None else float(_float64(weight).abs().max())
+    return value.through(up(up(largest / math.sqrt(eps)) * (1.0 + 2.0**-50)))
+
+
+def attention(call: Call) -> Value:
+    """Refuse dot-product self-attention: Kim, Papamakarios, Mnih, "The Lipschitz constant of self-attention" (ICML 2021)."""
+    raise NoBoundError("dot-product self-attention is not Lipschitz (Kim, Papamakarios, Mnih, ICML 2021)")
+
+
 def activation(call: Call) -> Value:
     """Bound a function applied entry by entry by its largest slope."""
     value, _ = call.source()

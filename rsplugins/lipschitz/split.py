@@ -40,6 +40,7 @@ class CutPoint:
         share: the encoder's share of all operations.
         renormalises: the head's layers that normalise what they are given. Allowed, because they belong to the smoothed head: the
             radius in the latent holds for any head.
+        layer: where it was cut.
     """
 
     split: Split
@@ -47,6 +48,7 @@ class CutPoint:
     node: fx.Node
     share: float
     renormalises: tuple[str, ...]
+    layer: str
 
 
 def split_at(classifier: Classifier, layer: str, input_size: tuple[int, ...] | None = None) -> Split:
@@ -89,7 +91,49 @@ def cut(analysis: Analysis, classifier: Classifier, layer: str) -> CutPoint:
     split = _halves(classifier, layer)
     share = total_operations(traced, ancestors(node)) / total_operations(traced, set(traced.info))
     names = [traced.path(n) for n in traced.graph.nodes if n in behind and _kind(traced, n).startswith(_RENORMALISING)]
-    return CutPoint(split, analysis, node, share, tuple(names))
+    return CutPoint(split, analysis, node, share, tuple(names), layer)
+
+
+_AS_GOOD, _HOPELESS = 1.25, 30.0
+
+
+def automatic_cut(analysis: Analysis, classifier: Classifier) -> CutPoint:
+    """Return the cut with the best predicted radius for its cost.
+
+    A radius is that of the latent over the encoder's bound, so the smallest bound is the best; among cuts with a bound within a
+    quarter of it, the one whose head is cheapest is taken, as the head alone runs for every sample. The search ends where bounds
+    have grown to 30 times the smallest. A cut with nothing but the logits behind it is left out: noise there would meet no
+    network.
+
+    Raises:
+        UnsupportedLayerError: no cut has a finite bound; names the first layer without one.
+    """
+    traced, found = analysis.traced, list[tuple[float, float, str]]()
+    whole = total_operations(traced, set(traced.info))
+    for layer, node in analysis.cut_nodes().items():
+        share = total_operations(traced, ancestors(node)) / whole
+        if node not in analysis.values or node is traced.output:
+            continue
+        constant = analysis.constant(node)
+        if math.isfinite(constant) and constant > 0:
+            found.append((constant, share, layer))
+            if constant > _HOPELESS * min(found)[0]:
+                break
+    if found:
+        limit = _AS_GOOD * min(found)[0]
+        good = sorted((each for each in found if each[0] <= limit), key=lambda each: (-each[1], each[0]))
+        rest = sorted(each for each in found if each[0] > limit)
+        for _, _, layer in (*good, *rest):
+            try:
+                return cut(analysis, classifier, layer)
+            except RspluginsError as error:
+                failure = error
+        raise failure
+    analysis.constant(traced.output)  # says which layer stands first
+    raise UsageError(
+        "No layer's output carries everything and has a finite Lipschitz bound, so there is nowhere to cut.",
+        fix="Use a certifier that needs no cut, such as 'gaussian'.",
+    )
 
 
 def _kind(traced: Traced, node: fx.Node) -> str:

@@ -197,12 +197,14 @@ class Tracer(fx.Tracer):
         try:
             result = super().call_module(m, forward, args, kwargs)
         except Exception as error:
-            if path == "module" or not _plain((args, kwargs)):
+            if not _plain((args, kwargs)):
                 raise
             self.scope, self.module_stack = scope, stack  # the failed attempt may have left its own behind
             for node in reversed([node for node in self.graph.nodes if node not in before]):
                 self.graph.erase_node(node)
-            self.opaque[public_path(path)] = str(error).split("\n")[0]
+            reason = str(error).split("\n")[0]
+            # The whole network may be such a layer: it can still be cut behind its preprocessing.
+            self.opaque[public_path(path)] = f"it cannot be traced by torch.fx: {reason}" if path == "module" else reason
             result = self.create_proxy("call_module", path, args, kwargs)
         if isinstance(result, fx.Proxy):
             self.outputs[public_path(path)].append(result.node)

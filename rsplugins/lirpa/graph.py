@@ -23,7 +23,9 @@ from rsplugins.watch import check_function, check_trace
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
-def bounded(module: nn.Module, example: Tensor, operators: Operators | None = None, *, matrices: bool = False) -> Any:
+def bounded(
+    module: nn.Module, example: Tensor, operators: Operators | None = None, *, matrices: bool = False, explain: bool = True
+) -> Any:
     """Return auto-LiRPA's ``BoundedModule`` of a module, checked to compute the same function at several batch sizes.
 
     The parameters are shared, not copied, so bounds are differentiable with respect to them.
@@ -34,6 +36,7 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
         operators: custom operators, such as ``{"onnx::Gemm": EtbLinear}``; they apply to this BoundedModule alone.
         matrices: whether linear bounds of convolutions are kept as matrices, which auto-LiRPA gets right in more cases than its
             patches, with more memory. Always so for grouped and dilated convolutions.
+        explain: whether a refusal names the layer, which is searched for by tracing each part alone.
 
     Raises:
         UsageError: dropout or batch normalisation in training mode, a trace that depends on the batch size, or a forward that
@@ -51,10 +54,14 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
         try:
             graph = traced(module, pair, operators, matrices=matrices)
         except NotImplementedError as error:
+            if not explain:
+                raise ParameterError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             raise unsupported(module, pair, operators, error) from error
         except RspluginsError:  # of a plugin's operator
             raise
         except Exception as error:
+            if not explain:
+                raise ParameterError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             _check_batch_sizes(module, None, pair, operators, error)
             raise unsupported(module, pair, operators, error) from error
         if not module.training:
@@ -65,7 +72,7 @@ def bounded(module: nn.Module, example: Tensor, operators: Operators | None = No
             if parameter is not None and id(parameter) in trainable:
                 node.training = trainable[id(parameter)]
                 parameter.requires_grad_(node.training)
-        _check_batch_sizes(module, graph, pair, operators)
+        _check_batch_sizes(module, graph, pair, operators, explain=explain)
     return graph
 
 
@@ -181,7 +188,13 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 def _check_batch_sizes(
-    module: nn.Module, graph: Any, pair: Tensor, operators: Operators | None, cause: Exception | None = None
+    module: nn.Module,
+    graph: Any,
+    pair: Tensor,
+    operators: Operators | None,
+    cause: Exception | None = None,
+    *,
+    explain: bool = True,
 ) -> None:
     """Compare the graph with the module on batches of 1, 2 and 3 inputs; without a graph, only run the module on them.
 
@@ -209,7 +222,7 @@ def _check_batch_sizes(
             if not fits:
                 raise batch_error(batch) from cause
             if graph is not None:
-                _check_graph(module, graph, inputs, batch, operators)
+                _check_graph(module, graph, inputs, batch, operators, explain)
             alone = expected[:1] if batch == BATCHES[0] else alone
             if not agree(expected[:1], alone):
                 raise UsageError(
@@ -219,7 +232,9 @@ def _check_batch_sizes(
                 )
 
 
-def _check_graph(module: nn.Module, graph: Any, inputs: dict[int, Tensor], batch: int, operators: Operators | None) -> None:
+def _check_graph(
+    module: nn.Module, graph: Any, inputs: dict[int, Tensor], batch: int, operators: Operators | None, explain: bool
+) -> None:
     """Compare the graph with the module; where they differ, torch's own trace tells whose fault it is."""
     failure: Exception | None = None
     with torch.no_grad():
@@ -228,6 +243,8 @@ def _check_graph(module: nn.Module, graph: Any, inputs: dict[int, Tensor], batch
                 return
         except Exception as error:
             failure = error
+    if not explain:
+        raise ParameterError(f"auto-LiRPA's graph of {type(module).__name__} computes something else.") from failure
     if batch != BATCHES[0] and not trace_is_free(module, inputs):
         raise batch_error(batch, module, inputs) from failure
     raise unsupported(module, inputs[BATCHES[0]], operators, failure) from failure

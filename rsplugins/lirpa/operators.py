@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,8 @@ class PluginOperators(Mapping[str, type]):
         descriptor = entry.descriptor
         if not isinstance(descriptor, BoundOperatorDescriptor) or not descriptor.default or entry.name in self._excluded:
             return False
+        if entry.distribution == PROJECT and _release_has(descriptor.operator):
+            return False
         return entry.status is Status.ACTIVE and (self._estimates or descriptor.guarantee is Guarantee.DETERMINISTIC)
 
     def _entry(self, operator: str) -> Entry:
@@ -107,6 +110,14 @@ class PluginOperators(Mapping[str, type]):
                 fix=f"Leave one out with exclude={found[-1].name}, uninstall it, or name the plugins you want in RSPLUGINS_LOAD.",
             )
         return found[0]
+
+
+def _release_has(operator: str) -> bool:
+    """Whether the installed auto-LiRPA bounds an operator by itself: what this package brings for it stands back."""
+    bridge_auto_lirpa()
+    operators = importlib.import_module("auto_LiRPA.bound_ops")
+    known = importlib.import_module("auto_LiRPA.bound_op_map").bound_op_map
+    return operator in known or hasattr(operators, f"Bound{operator.removeprefix('onnx::')}")
 
 
 def _operator(entry: Entry) -> str:

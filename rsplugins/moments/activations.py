@@ -116,6 +116,50 @@ class LeakyRelu(Activation):
         return total
 
 
+class Clip(Activation):
+    r"""min(max(x, low), high), the difference of two rectified variables: everything exact but the full covariance.
+
+    With :math:`A = \max(X - l, 0)`, :math:`B = \max(X - h, 0)` and :math:`E[A B] = E[B^2] + (h - l) E[B]`, the function is
+    l + A - B, and Cov(A, B) = E[A B] - E[A] E[B].
+
+    Args:
+        low: may be -inf.
+        high: may be inf, and is not below ``low``.
+
+    Example:
+        >>> m = Clip(-1.0, 1.0).moments(torch.tensor(0.0), torch.tensor(1.0))
+        >>> m.mean.item(), round(m.variance.item(), 6), round(m.slope.item(), 6)
+        (0.0, 0.516058, 0.682689)
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__(lambda x: x.clamp(low, high))
+        self.low, self.high = low, high
+
+    def moments(self, mean: Tensor, variance: Tensor) -> Moments:
+        """Return mean, variance and mean slope, exactly."""
+        if self.low == -math.inf and self.high == math.inf:
+            return Moments(mean, variance, torch.ones_like(mean))
+        if self.high == math.inf:
+            one = rectified(mean - self.low, variance)
+            return Moments(self.low + one.mean, one.variance, one.slope)
+        if self.low == -math.inf:
+            one = rectified(self.high - mean, variance)
+            return Moments(self.high - one.mean, one.variance, one.slope)
+        a, b = rectified(mean - self.low, variance), rectified(mean - self.high, variance)
+        # above the range both are almost the same variable, so the part that is cut is the smaller of the two sides
+        flipped = rectified(self.high - mean, variance), rectified(self.low - mean, variance)
+        width = self.high - self.low
+        left = a.variance + b.variance - 2 * (b.variance + b.mean * (b.mean + width) - a.mean * b.mean)
+        c, d = flipped
+        right = c.variance + d.variance - 2 * (d.variance + d.mean * (d.mean + width) - c.mean * d.mean)
+        below = mean <= (self.low + self.high) / 2
+        average = torch.where(below, self.low + a.mean - b.mean, self.high - c.mean + d.mean)
+        slope = torch.where(below, a.slope - b.slope, c.slope - d.slope)
+        spread = torch.where(below, left, right)
+        return Moments(average, torch.maximum(spread, slope.square() * variance), slope)
+
+
 class Gelu(Activation):
     r"""x Phi(x): mean and mean slope exact, with :math:`t = \sqrt{1 + s^2}`; the variance by quadrature.
 

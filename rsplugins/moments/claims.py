@@ -3,7 +3,8 @@
 Evidence of one input, as :mod:`rsplugins.moments.estimator` gathers it::
 
     {"kept": [class numbers, the largest mean first], "mean": [...], "covariance": [[...], ...], "others": log of the summed
-     probabilities that a class that is not kept beats the first, or None when all are kept}
+     probabilities that a class that is not kept beats the first, or None when all are kept,
+     "linearised": [names of the operators without a moment rule]}, the last where there are any
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from rsplugins.statistics import vote_radius
 Vector = NDArray[np.float64]
 
 RULES = ("union", "sampled", "pairwise", "as-published")
+KEPT = 20
+"""Classes whose covariance a record holds: a table of 1,000 classes would be megabytes."""
+
 _DRAWS = 4096
 _FAR = 1e9  # margins of more standard deviations than this are not told apart
 _SLACK = 1e-9
@@ -128,8 +132,16 @@ def covariance(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:
         norm=Norm.L2,
         alpha=None,
         rule=f"propagated covariance, {rule}",
-        assumptions=("the activations are taken for jointly Gaussian",),
+        assumptions=_assumptions(evidence),
     )
+
+
+def _assumptions(evidence: Evidence) -> tuple[str, ...]:
+    linear = evidence.get("linearised", [])
+    if not (isinstance(linear, list) and all(isinstance(name, str) for name in linear)):
+        raise RunError("The evidence names linearised operators by something else than a list of names.", fix="Run it anew.")
+    said = (f"linearised at the mean, without a correction: {', '.join(linear)}",) if linear else ()
+    return ("the activations are taken for jointly Gaussian", *said)
 
 
 def covariance_guided(evidence: Evidence, parameters: Mapping[str, Any]) -> Claim:

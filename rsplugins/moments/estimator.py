@@ -16,7 +16,10 @@ from scipy.special import log_ndtr, logsumexp
 from rsplugins.arithmetic import full_precision
 from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
+from rsplugins.errors import ParameterError, UsageError
 from rsplugins.moments.channel import Channel
+from rsplugins.moments.claims import KEPT
+from rsplugins.moments.exported import ExportedNetwork
 from rsplugins.moments.full import Full
 from rsplugins.moments.low_rank import LowRank
 from rsplugins.moments.memory import COMFORT, choose, estimate, in_words
@@ -24,7 +27,6 @@ from rsplugins.moments.network import LogitGaussian, MomentNetwork
 from rsplugins.moments.operations import Representation
 from rsplugins.moments.rules import Rule
 
-_KEPT = 20  # classes whose covariance a record holds: a table of 1,000 classes would be megabytes
 _BATCH = 16
 
 
@@ -74,7 +76,7 @@ class Estimator:
     def __init__(self, classifier: Classifier, parameters: MomentParameters, rules: Mapping[str, Rule], label: str) -> None:
         self.classifier, self.parameters, self._rules, self._label = classifier, parameters, rules, label
         self.representation = self._needs = ""
-        self._network: MomentNetwork | None = None
+        self._network: MomentNetwork | ExportedNetwork | None = None
         if classifier.input_size is not None:
             self._prepare(torch.zeros(1, *classifier.input_size))
 
@@ -89,15 +91,24 @@ class Estimator:
             batch = [first, *islice(stream, self._batch - 1)]
             with full_precision(), torch.no_grad():
                 images = torch.stack([item.image for item in batch])
-                found = network.propagate(images, self.parameters.sigma, self._make())
+                if isinstance(network, ExportedNetwork):
+                    found, linear = network.propagate(images, self.parameters.sigma), network.linearised
+                else:
+                    found, linear = network.propagate(images, self.parameters.sigma, self._make()), []
             evidence = [evidence_of(LogitGaussian(found.mean[row], found.covariance[row])) for row in range(len(batch))]
+            for said in evidence if linear else ():
+                said["linearised"] = linear
             seconds = (time.perf_counter() - start) / len(batch)
             yield from (Estimate(item, said, seconds) for item, said in zip(batch, evidence, strict=True))
 
     @full_precision()
-    def _prepare(self, images: torch.Tensor) -> MomentNetwork:
+    def _prepare(self, images: torch.Tensor) -> MomentNetwork | ExportedNetwork:
         p = self.parameters
-        network = MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64)
+        network = self._traced(images)
+        if isinstance(network, ExportedNetwork):
+            self.representation, self._batch, self._network = "low-rank", 1, network
+            self._needs = f"{self._label}: one image at a time, over the graph of torch.export\n"
+            return network
         needs = estimate(network.sizes, network.inputs, rank=p.rank)
         limit = int(p.memory_gib * 2**30)
         said = ", ".join(f"{in_words(size)} with {name}" for name, size in needs.items())
@@ -108,6 +119,17 @@ class Estimator:
         self._batch = max(1, min(_BATCH, min(limit, 2 * COMFORT) // max(needed, 1)))
         self._network = network
         return network
+
+    def _traced(self, images: torch.Tensor) -> MomentNetwork | ExportedNetwork:
+        """Return auto-LiRPA's graph where every operator of it has a rule, otherwise torch.export's."""
+        p = self.parameters
+        free = p.representation in ("auto", "low-rank")
+        try:
+            return MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64, explain=not free)
+        except (ParameterError, UsageError):
+            if not free:
+                raise
+        return ExportedNetwork(self.classifier, images, rank=p.rank)
 
     @property
     def rules(self) -> list[str]:
@@ -129,7 +151,7 @@ def evidence_of(found: LogitGaussian) -> dict[str, Any]:
     """Return the evidence of one input, mean (K,) and covariance (K, K), as JSON values."""
     mean, covariance = found.mean.cpu().double().numpy(), found.covariance.cpu().double().numpy()
     order = np.argsort(-mean, kind="stable")
-    kept, rest = order[:_KEPT], order[_KEPT:]
+    kept, rest = order[:KEPT], order[KEPT:]
     others = None
     if len(rest):
         first = kept[0]

@@ -86,6 +86,7 @@ class MomentNetwork(Propagation):
         example: one or more inputs, for their shape.
         rules: more rules, by the class name of auto-LiRPA's operator; they come before the built-in ones.
         dtype: when given, a copy of the model in this dtype is propagated through.
+        explain: whether a refusal names the layer, which is searched for by tracing each alone.
 
     Raises:
         UsageError: dropout or batch normalisation in training mode.
@@ -108,18 +109,20 @@ class MomentNetwork(Propagation):
         *,
         rules: Mapping[str, Rule] | None = None,
         dtype: torch.dtype | None = None,
+        explain: bool = True,
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
             model = brought(copied(model), dtype)
-        model = _without_casts(model)
+        model = without_casts(model)
         tensors = (*model.parameters(), *model.buffers())
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)
         self.dtype, self.device = dtype or like.dtype, like.device
         example = bring(example[:1], self.device, self.dtype)
         # Rules of plugins come first, and are looked up one by one: each look imports one.
         self._rules = ChainMap(dict[str, Rule](), rules or {}, RULES)  # type: ignore[arg-type]  # none is written to
-        self._graph = bounded(model, example, _Traced(rules or {}))
+        self._explain = explain
+        self._graph = bounded(model, example, _Traced(rules or {}), explain=explain)
         self._run(example)
         self._root = next(node.name for node in self._nodes() if type(node).__name__ == "BoundInput")
         self._random: dict[str, bool] = {}
@@ -174,7 +177,11 @@ class MomentNetwork(Propagation):
             for parent in parents:
                 visit(parent)
             if source is None and type(node).__name__ not in self._rules:
-                raise _no_rule(node, model, example)
+                raise (
+                    _no_rule(node, model, example)
+                    if self._explain
+                    else ParameterError(f"No moment rule for {type(node).__name__}.")
+                )
             done.add(node.name)
             order.append((node, tuple(parent.name for parent in parents), source is not None))
 
@@ -215,7 +222,8 @@ class _Normalised(nn.Module):
         return logits
 
 
-def _without_casts(model: nn.Module) -> nn.Module:
+def without_casts(model: nn.Module) -> nn.Module:
+    """Return a Classifier as its network and normalisation alone; other modules, and one that resizes, as they are."""
     if not isinstance(model, Classifier) or model.resize is not None:
         return model
     return _Normalised(model).train(model.training)

@@ -115,8 +115,14 @@ def softplus():
 
 def test_a_layer_without_a_rule_is_named():
     with pytest.raises(ParameterError, match=r"'module\.2' \(Softplus\)") as error:
-        rsplugins.certify(softplus(), torch.rand(1, 1, 4, 4), "covariance")
+        rsplugins.certify(softplus(), torch.rand(1, 1, 4, 4), "covariance", representation="full")
     assert "rsplugins_moment_rules" in error.value.fix
+
+
+def test_a_layer_that_only_torch_export_knows_is_propagated_through():
+    (found,) = rsplugins.certify(softplus(), torch.rand(1, 1, 4, 4), "covariance", progress=False)
+    assert found.evidence.get("linearised", []) == []
+    assert str(found.guarantee) == "estimate"
 
 
 class _Entry:
