@@ -192,5 +192,6 @@ def _no_split(analysis: Analysis) -> ParameterError:
     return ParameterError(
         "latent needs split=LAYER, the layer whose output the noise is added to.",
         cause="where to cut depends on what the head was trained for.",
-        fix=f"Set split to 'auto', or to one of {', '.join(map(repr, cuts[:12]))}; `rsplugins lipschitz MODEL` shows their bounds and costs.",
+        fix=f"Set split to 'auto', or to one of {', '.join(map(repr, cuts[:12]))}; `rsplugins lipschitz MODEL` shows "
+        "their bounds and costs.",
     )

@@ -34,6 +34,8 @@ def value_of(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Val
     if node.op == "call_function":
         entry = FUNCTIONS.get(node.target) if callable(node.target) else None
         name = str(getattr(node.target, "__name__", node.target))
+        if node.target is F.scaled_dot_product_attention:
+            raise NoBoundError(_ATTENTION)
         if entry is None:
             raise NoBoundError(f"there is no rule for {name} of {getattr(node.target, '__module__', None) or 'torch'}")
         return _bounded(traced, node, values, entry, name)
@@ -120,7 +122,12 @@ def _settings(module: nn.Module, kind: type[nn.Module], entry: Entry) -> tuple[d
     return settings, {p.name: p.default for p in parameters}
 
 
+_ATTENTION = "dot-product self-attention is not Lipschitz (Kim, Papamakarios, Mnih, ICML 2021)"
+
+
 def _why_unknown(module: nn.Module) -> str:
+    if isinstance(module, nn.MultiheadAttention):
+        return _ATTENTION
     if any(kind in MODULES for kind in type(module).__mro__):
         return (
             f"a hook, or a forward of its own, may change what this {type(module).__name__} computes; a weight that a hook "

@@ -101,11 +101,6 @@ def normalisation(call: Call) -> Value:
     return value.through(up(up(largest / math.sqrt(eps)) * (1.0 + 2.0**-50)))
 
 
-def attention(call: Call) -> Value:
-    """Refuse dot-product self-attention: Kim, Papamakarios, Mnih, "The Lipschitz constant of self-attention" (ICML 2021)."""
-    raise NoBoundError("dot-product self-attention is not Lipschitz (Kim, Papamakarios, Mnih, ICML 2021)")
-
-
 def activation(call: Call) -> Value:
     """Bound a function applied entry by entry by its largest slope."""
     value, _ = call.source()

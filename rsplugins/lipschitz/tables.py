@@ -105,9 +105,7 @@ FUNCTIONS: dict[Any, Entry] = {
     F.linear: Entry(rules.linear, "input weight bias"),
     F.batch_norm: Entry(rules.batch_norm, "input running_mean running_var weight bias training momentum eps"),
     F.layer_norm: Entry(rules.normalisation, "input normalized_shape weight bias eps"),
-    torch.layer_norm: Entry(rules.normalisation, "input normalized_shape weight bias eps"),
     F.group_norm: Entry(rules.normalisation, "input num_groups weight bias eps"),
-    F.scaled_dot_product_attention: Entry(rules.attention, ANY),
     F.interpolate: Entry(rules.interpolate, "input size scale_factor mode align_corners recompute_scale_factor antialias"),
     **dict.fromkeys((F.pad, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle), _MOVE),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), Entry(rules.convolution, _CONVOLUTION)),
@@ -139,7 +137,6 @@ MODULES: dict[type[nn.Module], Entry] = {
     nn.Identity: Entry(rules.identity, ""),
     nn.Softmax: Entry(rules.softmax, ""),
     **dict.fromkeys((nn.LayerNorm, nn.GroupNorm), Entry(rules.normalisation, "weight bias")),
-    nn.MultiheadAttention: Entry(rules.attention, ANY),
     nn.Upsample: Entry(rules.interpolate, ""),
     **{kind: Entry(rules.activation, "", {"name": name}) for kind, name in activations.MODULES.items()},
     **{

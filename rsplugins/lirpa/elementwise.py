@@ -14,7 +14,7 @@ bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundActivation  # noqa: E402
 
 
-class Monotone(BoundActivation):
+class Monotone(BoundActivation):  # type: ignore[misc]  # auto-LiRPA has no types
     """A function that does not fall: an interval's ends go to the ends of its image.
 
     Linear bounds are two lines a neuron, from :meth:`lines`; see there. Rounding is what any elementwise operator from outside
@@ -68,9 +68,9 @@ class BoundErf(Monotone):
 class BoundClip(Monotone):
     r"""min(max(x, a), b), of ReLU6 and Hardtanh.
 
-    Where only a lies within (l, u) the function is max(x, a), convex: the chord is above it; x and a are below it. Where only b does,
-    it is min(x, b), concave: the other way round. Where both do, the line from (l, a) to (b, b) is the chord of max(x, a) up to
-    b and rises behind it, so it is above; that from (a, a) to (u, b) is below.
+    Where only a lies within (l, u) the function is max(x, a), convex: the chord is above it; x and a are below it. Where only b
+    does, it is min(x, b), concave: the other way round. Where both do, the line from (l, a) to (b, b) is the chord of max(x, a)
+    up to b and rises behind it, so it is above; that from (a, a) to (u, b) is below.
     """
 
     def forward(self, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class BoundHardSigmoid(Monotone):
     def lines(self, low: Tensor, high: Tensor, *ends: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """See the class."""
         inner = [end * self.scale + self.shift for end in (low, high)]
-        below, above = _ramp(*inner, torch.zeros_like(low), torch.ones_like(low))
+        below, above = _ramp(inner[0], inner[1], torch.zeros_like(low), torch.ones_like(low))
         return tuple((slope * self.scale, slope * self.shift + offset) for slope, offset in (below, above))  # type: ignore[return-value]
 
 

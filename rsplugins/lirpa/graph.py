@@ -23,6 +23,10 @@ from rsplugins.watch import check_function, check_trace
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
+class NotTracedError(ParameterError):
+    """auto-LiRPA has no graph of a module, or a wrong one; raised in place of a refusal that explains itself."""
+
+
 def bounded(
     module: nn.Module, example: Tensor, operators: Operators | None = None, *, matrices: bool = False, explain: bool = True
 ) -> Any:
@@ -55,13 +59,13 @@ def bounded(
             graph = traced(module, pair, operators, matrices=matrices)
         except NotImplementedError as error:
             if not explain:
-                raise ParameterError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
+                raise NotTracedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             raise unsupported(module, pair, operators, error) from error
         except RspluginsError:  # of a plugin's operator
             raise
         except Exception as error:
             if not explain:
-                raise ParameterError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
+                raise NotTracedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             _check_batch_sizes(module, None, pair, operators, error)
             raise unsupported(module, pair, operators, error) from error
         if not module.training:
@@ -244,7 +248,7 @@ def _check_graph(
         except Exception as error:
             failure = error
     if not explain:
-        raise ParameterError(f"auto-LiRPA's graph of {type(module).__name__} computes something else.") from failure
+        raise NotTracedError(f"auto-LiRPA's graph of {type(module).__name__} computes something else.") from failure
     if batch != BATCHES[0] and not trace_is_free(module, inputs):
         raise batch_error(batch, module, inputs) from failure
     raise unsupported(module, inputs[BATCHES[0]], operators, failure) from failure

@@ -17,6 +17,7 @@ from rsplugins.arithmetic import full_precision
 from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError, UsageError
+from rsplugins.lirpa.graph import NotTracedError
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.claims import KEPT
 from rsplugins.moments.exported import ExportedNetwork
@@ -125,10 +126,19 @@ class Estimator:
         p = self.parameters
         free = p.representation in ("auto", "low-rank")
         try:
-            return MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64, explain=not free)
-        except (ParameterError, UsageError):
+            network = MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64, explain=not free)
+        except UsageError as error:
+            # A trace for one batch size is no hindrance: images go one by one there. What else is wrong, is wrong there too.
+            if not free or (isinstance(error, ParameterError) and not isinstance(error, NotTracedError)):
+                raise
+            return ExportedNetwork(self.classifier, images, rank=p.rank)
+        try:
+            network.check_rules()
+        except ParameterError:
             if not free:
                 raise
+        else:
+            return network
         return ExportedNetwork(self.classifier, images, rank=p.rank)
 
     @property

@@ -139,6 +139,16 @@ class MomentNetwork(Propagation):
         """How many numbers one input holds."""
         return self._size(self._graph[self._root])
 
+    def check_rules(self) -> None:
+        """Ask every rule for its operation.
+
+        Raises:
+            ParameterError: one that does not account for how its operator is used, such as a product of two random values.
+        """
+        for step in self._steps:
+            if not step.fused:
+                self._rules[type(step.node).__name__](self._site(step))
+
     def walk(self, images: Tensor, sigma: float, representation: Representation) -> str:
         """See :meth:`Propagation.walk`."""
         check_sigma(sigma)

@@ -353,14 +353,54 @@ def test_a_bound_too_large_to_certify_anything_is_said_with_the_number():
     assert f"{lipschitz_bound(rsplugins.wrap(module[:2], input_size=(1, 4, 4))):.6g}" in caught.value.what
 
 
+class Gated(nn.Module):
+    def forward(self, x):
+        return x * torch.tanh(x)
+
+
+class Branching(nn.Module):
+    """torch.fx cannot trace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 2)
+
+    def forward(self, x):
+        batch, *_ = x.shape
+        return self.layer(x.reshape(batch, -1))
+
+
+def test_the_automatic_cut_is_the_cheapest_of_the_good_ones():
+    """A head behind layers that do not grow distances costs least; one behind layers that do has small radii."""
+    flat = {"flat": nn.Flatten(), "one": nn.Linear(16, 16), "two": nn.Linear(16, 16), "last": nn.Linear(16, 2)}
+    module = named(**flat)
+    for layer, scale in ((module.one, 1.0), (module.two, 5.0)):
+        nn.init.orthogonal_(layer.weight, gain=scale)
+    classifier = rsplugins.wrap(module, input_size=(1, 4, 4))
+    (found,) = rsplugins.certify(classifier, IMAGES[:1], "latent", split="auto", sigma=0.5, n0=10, n=200)
+    assert found.function["split"] == "one"
+    assert found.function["lipschitz"] == pytest.approx(1.0, rel=1e-3)
+    nn.init.orthogonal_(module.two.weight)
+    (found,) = rsplugins.certify(classifier, IMAGES[:1], "latent", split="auto", sigma=0.5, n0=10, n=200)
+    assert found.function["split"] == "two"
+
+
+def test_the_automatic_cut_of_a_network_that_cannot_be_traced_is_behind_the_preprocessing():
+    classifier = rsplugins.wrap(Branching(), mean=0.5, std=0.25, input_size=(1, 4, 4))
+    (found,) = rsplugins.certify(classifier, IMAGES[:1], "latent", split="auto", sigma=1.0, n0=10, n=200)
+    assert found.function["split"] == "preprocess"
+    assert found.function["lipschitz"] == pytest.approx(4.0, rel=1e-6)
+
+
 def test_the_split_must_be_named_and_supported():
     module = named(flat=nn.Flatten(), encoder=nn.Linear(16, 4), norm=nn.LayerNorm(4), last=nn.Linear(4, 2))
     classifier = rsplugins.wrap(module, input_size=(1, 4, 4))
     with pytest.raises(ParameterError, match="needs split") as caught:
         rsplugins.certify(classifier, IMAGES[:1], "latent")
     assert "'encoder'" in caught.value.fix
+    refused = named(flat=nn.Flatten(), encoder=nn.Linear(16, 4), norm=Gated(), last=nn.Linear(4, 2))
     with pytest.raises(UnsupportedLayerError, match="split='encoder'"):
-        rsplugins.certify(classifier, IMAGES[:1], "latent", split="norm")
+        rsplugins.certify(rsplugins.wrap(refused, input_size=(1, 4, 4)), IMAGES[:1], "latent", split="norm")
     # A head that normalises again is allowed, and said.
     done = rsplugins.certify(classifier, IMAGES[:1], "latent", split="encoder", sigma=1.0, n0=20, n=200)[0]
     assert done.prediction is None or "normalises the latent again (norm)" in " ".join(done.assumptions)

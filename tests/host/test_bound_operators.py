@@ -361,7 +361,7 @@ def rule(install):
 
 def test_a_strangers_moment_rule_for_an_operator_that_auto_lirpa_does_not_have(rule):
     with pytest.raises(ParameterError):
-        rsplugins.certify(network(nn.ELU()), IMAGES, "covariance", sigma=0.3)
+        rsplugins.certify(network(nn.ELU()), IMAGES, "covariance", sigma=0.3, representation="full")
     get_host.cache_clear()
     rule()
     layers = nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.ELU())

@@ -47,6 +47,8 @@ BASES = {
     ],
     "linear": [((1, 3, 4), {"weight": constant(3, 4)}), ((1, 4), {"weight": constant(3, 4)})],
     "batch_norm": [((1, 2, 3), {"running_mean": constant(2), "running_var": constant(2).abs() + 0.01, "weight": constant(2)})],
+    "layer_norm": [((1, 2, 3), {"normalized_shape": (3,), "weight": constant(3)}), ((1, 2, 3), {"normalized_shape": (2, 3)})],
+    "group_norm": [((1, 4, 3), {"num_groups": 2, "weight": constant(4)})],
     "pad": [((1, 2, 3, 4), {"pad": (1, 2)})],
     "pixel_shuffle": [((1, 4, 2, 2), {"upscale_factor": 2})],
     "pixel_unshuffle": [((1, 1, 4, 4), {"downscale_factor": 2})],
@@ -92,6 +94,8 @@ BASES = {
 MADE = {
     nn.Linear: [((1, 3, 4), {"in_features": 4, "out_features": 3})],
     nn.Flatten: [((1, 2, 3), {})],
+    nn.LayerNorm: [((1, 2, 3), {"normalized_shape": 3}), ((1, 2, 3), {"normalized_shape": (2, 3)})],
+    nn.GroupNorm: [((1, 4, 3), {"num_groups": 2, "num_channels": 4})],
     nn.Unflatten: [(PLAIN, {"dim": -1, "unflattened_size": (2, 2)})],
     nn.PixelShuffle: BASES["pixel_shuffle"],
     nn.PixelUnshuffle: BASES["pixel_unshuffle"],
@@ -124,6 +128,13 @@ _OTHER = [2.5, -3, 0.25, True, constant(4), constant(3, 4), constant(2, 1, 1), c
 _BOUNDS = [0.3, -0.2, constant(4), constant(3, 4), constant(1, 2, 5, 4), TWICE, COLUMN]
 
 VALUES = {
+    "normalized_shape": [(3,), (2, 3), 3],
+    ("group_norm", "num_groups"): [1, 2, 4],
+    "num_groups": [1, 4],
+    "num_channels": [4],
+    ("layer_norm", "eps"): [1e-3, 0.5, 0.0],
+    ("group_norm", "eps"): [1e-3, 0.5, 0.0],
+    "elementwise_affine": [True, False],
     "out": _OUT,
     "inplace": [True, False],
     "dtype": _DTYPES,

@@ -176,11 +176,11 @@ def test_robustbench_architectures_cut_at_a_named_layer(name, layer):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.GroupNorm(2, 4), "no rule for GroupNorm"),
+        (nn.InstanceNorm2d(4), "no rule for InstanceNorm2d"),
         (Gate(), "product"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "reflect"),
     ],
-    ids=["group-norm", "gate", "reflect"],
+    ids=["instance-norm", "gate", "reflect"],
 )
 def test_unsupported_layers_are_refused_with_the_cut_that_works(layer, reason):
     steps = {"first": nn.Conv2d(3, 4, 1), "act": nn.ReLU(), "culprit": layer, "last": nn.Flatten()}
@@ -219,8 +219,27 @@ def test_control_flow_inside_a_layer_is_one_opaque_node():
 
 
 def test_control_flow_at_the_top_is_a_clear_error():
-    with pytest.raises(rsplugins.RspluginsError, match=r"cannot be traced by torch\.fx"):
-        analyse(rsplugins.Classifier(_Conditional(), input_size=(1, 2, 2)))
+    classifier = rsplugins.Classifier(_Conditional(), input_size=(1, 2, 2))
+    with pytest.raises(rsplugins.RspluginsError, match=r"cannot be traced by torch\.fx") as error:
+        lipschitz_bound(classifier)
+    assert "split='preprocess'" in error.value.fix
+
+
+@pytest.mark.parametrize("make", [lambda eps: nn.LayerNorm(6, eps=eps), lambda eps: nn.GroupNorm(2, 6, eps=eps)])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_normalisation_is_steepest_where_all_entries_are_equal(make, eps):
+    """There the bound is reached: the deviation is the root of eps."""
+    torch.manual_seed(0)
+    layer = make(eps).double().eval()
+    nn.init.normal_(layer.weight)
+    bound = lipschitz_bound(rsplugins.Classifier(nn.Sequential(nn.Flatten(), layer).double().eval(), input_size=(1, 2, 3)))
+    steepest = 0.0
+    for scale in (0.0, eps**0.5, 1.0):
+        x = 0.5 + scale * torch.randn(6, dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(lambda v: layer(v[None])[0], x)
+        steepest = max(steepest, float(torch.linalg.matrix_norm(jacobian, 2)))
+    assert steepest <= bound * (1 + 1e-12)
+    assert steepest >= bound / 2
 
 
 class Overwrite(nn.Module):

@@ -1,4 +1,4 @@
-"""Operators that auto-LiRPA 0.3 lacks: lines against a fine grid, networks against what they compute, stock layers by all methods."""
+"""Operators that auto-LiRPA 0.3 lacks: lines against a fine grid, networks against what they compute."""
 
 import pytest
 import torch
@@ -35,8 +35,9 @@ def test_lines_hold_on_every_interval(name):
     x = low + share * (high - low)
     assert (a * x + b <= function(x) + 1e-12).all()
     assert (c * x + d >= function(x) - 1e-12).all()
-    # and they say something: nowhere wider than the constants would be
-    assert ((c - a) * x + d - b).amax(0).le(2 * (function(high) - function(low)) + 1e-9).all()
+    # and they meet the function: above at its upper end or on the way there, below likewise
+    assert ((c * x + d - function(x)).amin(0) < 1e-9).all()
+    assert ((function(x) - a * x - b).amin(0) < 1e-9).all()
 
 
 LAYERS = {"relu6": nn.ReLU6, "hardtanh": nn.Hardtanh, "hardsigmoid": nn.Hardsigmoid, "hardswish": nn.Hardswish, "gelu": nn.GELU}
