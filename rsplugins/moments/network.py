@@ -190,7 +190,7 @@ class MomentNetwork(Propagation):
                 raise (
                     _no_rule(node, model, example)
                     if self._explain
-                    else ParameterError(f"No moment rule for {type(node).__name__}.")
+                    else NotTracedError(f"There is no moment rule for {type(node).__name__}.")
                 )
             done.add(node.name)
             order.append((node, tuple(parent.name for parent in parents), source is not None))
