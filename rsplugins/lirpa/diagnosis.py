@@ -84,11 +84,15 @@ def unsupported(
     return ParameterError(what, cause=f"{reason}{named_operator}.", fix=f"{works or nearest} {nearest if works else _ELSEWHERE}")
 
 
-def batch_error(batch: int, module: nn.Module | None = None, inputs: Mapping[int, Tensor] | None = None) -> UsageError:
+class FixedBatchError(UsageError):
+    """A trace or a model that holds for one batch size only."""
+
+
+def batch_error(batch: int, module: nn.Module | None = None, inputs: Mapping[int, Tensor] | None = None) -> FixedBatchError:
     """Return the error for a trace that holds for one batch size only; names the module whose forward() fixes it."""
     part = None if module is None or inputs is None else _Parts(module, inputs[BATCHES[0]]).deepest(_is_bound_to_its_batch)
     place = "" if part is None else f" Seen in layer {part.layer}."
-    return UsageError(
+    return FixedBatchError(
         f"The model's trace depends on the batch size: it was recorded with 2 inputs and is wrong for {batch}.{place}",
         cause="a batch size fixed in forward(), such as x.view(32, -1) or a class token's expand(len(x), -1, -1), or a Python "
         "branch on values or on len(x).",

@@ -59,14 +59,15 @@ def bounded(
             graph = traced(module, pair, operators, matrices=matrices)
         except NotImplementedError as error:
             if not explain:
+                _check_batch_sizes(module, None, pair, operators, error)
                 raise NotTracedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             raise unsupported(module, pair, operators, error) from error
         except RspluginsError:  # of a plugin's operator
             raise
         except Exception as error:
+            _check_batch_sizes(module, None, pair, operators, error)
             if not explain:
                 raise NotTracedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
-            _check_batch_sizes(module, None, pair, operators, error)
             raise unsupported(module, pair, operators, error) from error
         if not module.training:
             graph.eval()

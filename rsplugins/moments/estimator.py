@@ -16,7 +16,8 @@ from scipy.special import log_ndtr, logsumexp
 from rsplugins.arithmetic import full_precision
 from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
-from rsplugins.errors import ParameterError, UsageError
+from rsplugins.errors import ParameterError
+from rsplugins.lirpa.diagnosis import FixedBatchError
 from rsplugins.lirpa.graph import NotTracedError
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.claims import KEPT
@@ -127,9 +128,9 @@ class Estimator:
         free = p.representation in ("auto", "low-rank")
         try:
             network = MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64, explain=not free)
-        except UsageError as error:
+        except (NotTracedError, FixedBatchError):
             # A trace for one batch size is no hindrance: images go one by one there. What else is wrong, is wrong there too.
-            if not free or (isinstance(error, ParameterError) and not isinstance(error, NotTracedError)):
+            if not free:
                 raise
             return ExportedNetwork(self.classifier, images, rank=p.rank)
         try:

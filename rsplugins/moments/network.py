@@ -18,7 +18,7 @@ from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.double import bring, brought, copied
 from rsplugins.errors import OutputValueError, ParameterError
 from rsplugins.lirpa.bridge import quiet
-from rsplugins.lirpa.graph import bounded, check_deployed
+from rsplugins.lirpa.graph import NotTracedError, bounded, check_deployed
 from rsplugins.moments.activations import Gelu
 from rsplugins.moments.operations import Elementwise, Representation
 from rsplugins.moments.rules import RULES, Rule, Site

@@ -48,6 +48,7 @@ LAYERS: dict[str, Layer] = {
     "AveragePool": Layer(lambda: nn.AvgPool2d(2), _IMAGE),
     "BatchNormalization": Layer(lambda: nn.BatchNorm2d(2).eval(), _IMAGE),
     "Celu": Layer(nn.CELU),
+    "Clip": Layer(lambda: nn.Hardtanh(-0.5, 0.8)),
     "Conv": Layer(lambda: nn.Conv2d(2, 2, 3, padding=1), _IMAGE),
     "Cos": _of(torch.cos),
     "Elu": Layer(nn.ELU),

@@ -27,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wrap_rate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a program, it sees its own folder only
 
 import rsplugins
 from rsplugins.errors import RspluginsError
+from tests.models import wrap_rate
 
 LARGEST = 100e6
 EPS = 1 / 255
