@@ -9,12 +9,14 @@ it is run, and :func:`spoken` is what a record says of that.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _BACKENDS = {"cuda": ("matmul", "conv", "rnn"), "mkldnn": ("matmul", "conv", "rnn")}
 _OPERATIONS = {"conv": "convolutions", "matmul": "matrix products", "rnn": "recurrent layers"}
@@ -193,3 +195,19 @@ def _said(read: Callable[[], Any]) -> Any:
         return read()
     except (RuntimeError, AttributeError):
         return None
+
+
+def growth(count: int, dtype: torch.dtype) -> float:
+    """Return gamma_n with some of its own rounding: infinite where the format is too coarse for so long a sum.
+
+    Example:
+        >>> growth(100, torch.float64) < 1.2e-14, growth(10**8, torch.float32)
+        (True, inf)
+    """
+    part = count * torch.finfo(dtype).eps / 2
+    return part / (1 - 8 * part) if part < 0.1 else math.inf
+
+
+def rounding_error(count: int, magnitude: Tensor) -> Tensor:
+    """Return the rounding error of values with ``count`` roundings behind them; underflow adds at most a normal number each."""
+    return growth(count, magnitude.dtype) * magnitude + count * torch.finfo(magnitude.dtype).tiny

@@ -23,6 +23,8 @@ STOREYS = [
     ["watch"],
     ["classifier"],
     ["certifier", "chain"],
+    # a model's graph by torch.export, and what is read off it
+    ["aten"],
     ["sampling", "lipschitz", "lirpa", "reduction", "attacks"],
     ["moments"],
     ["certifiers", "models", "data"],

@@ -18,6 +18,8 @@ from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa import claims
 from rsplugins.lirpa.bridge import Operators
+from rsplugins.lirpa.diagnosis import FixedBatchError, NotBoundedError
+from rsplugins.lirpa.exported import CheckedBounds
 from rsplugins.lirpa.graph import check_module
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
@@ -73,6 +75,8 @@ class BoundCertifier(Certifier[BoundParameters]):
 
     Parameters = BoundParameters
     method: ClassVar[str] = "ibp"
+    exported: str = ""
+    """The method of :class:`rsplugins.aten.bounds.ExportedBounds` that stands in where auto-LiRPA has no right bounds."""
     slack_dtype: ClassVar[str] = ""
 
     def __init__(self, classifier: Classifier, parameters: BoundParameters, execution: Execution) -> None:
@@ -85,7 +89,7 @@ class BoundCertifier(Certifier[BoundParameters]):
             )
         _check_weights(classifier)
         check_module(classifier)
-        self._network: BoundNetwork | None = None
+        self._network: BoundNetwork | CheckedBounds | None = None
         self._search: Search | None = None
         self._operators = self.operators()
         if classifier.input_size is not None:
@@ -117,28 +121,55 @@ class BoundCertifier(Certifier[BoundParameters]):
     def describe(self) -> dict[str, Any]:
         """Return what, besides the classifier, makes up the bounds, as JSON values."""
         said: dict[str, Any] = {"arithmetic": spoken(self.classifier.device, self.parameters.precision)}
-        if self._network is not None and isinstance(self._operators, PluginOperators):
+        if isinstance(self._network, CheckedBounds):
+            said["graph"] = "torch.export"
+        elif self._network is not None and isinstance(self._operators, PluginOperators):
             said["operators"] = self._operators.took_part
         return said
 
-    def _prepare(self, images: Tensor) -> tuple[BoundNetwork, Search]:
+    def _prepare(self, images: Tensor) -> tuple[BoundNetwork | CheckedBounds, Search]:
         if self._network is None or self._search is None:
-            precision = self.parameters.precision
-            self._network = BoundNetwork(
-                self.classifier,
-                images,
-                operators=self._operators,
-                dtype=DTYPES[precision],
-                iterations=getattr(self.parameters, "iterations", 20),
-            )
-            try:
-                self._network.check(self.method, self.parameters.norm, clip=self.parameters.clip)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise  # otherwise the first input says so, and nothing is certified before a check has passed
+            self._network = self._bounded(images)
             batch = 16 if self.execution.batch_size == "auto" else self.execution.batch_size
-            self._search = Search(Margins(self._margins, batch), precision, self.slack_dtype, few=self.method == "alpha-crown")
+            few = self.method == "alpha-crown"
+            self._search = Search(Margins(self._margins, batch), self.parameters.precision, self.slack_dtype, few=few)
         return self._network, self._search
+
+    def _bounded(self, images: Tensor) -> BoundNetwork | CheckedBounds:
+        """Return the network with bounds that have passed their check, by auto-LiRPA, or where that has none by torch.export."""
+        exported = self.exported
+        try:
+            return self._by_auto_lirpa(images, explain=not exported)
+        except (NotBoundedError, FixedBatchError):
+            if not exported or (isinstance(self._operators, PluginOperators) and self._operators.strangers):
+                raise
+        try:
+            network = CheckedBounds(self.classifier, images, dtype=DTYPES[self.parameters.precision])
+            self._check(network, exported)
+        except ParameterError:
+            self._by_auto_lirpa(images, explain=True)  # names the layer
+            raise
+        self._operators = {}
+        return network
+
+    def _by_auto_lirpa(self, images: Tensor, *, explain: bool) -> BoundNetwork:
+        network = BoundNetwork(
+            self.classifier,
+            images,
+            operators=self._operators,
+            dtype=DTYPES[self.parameters.precision],
+            iterations=getattr(self.parameters, "iterations", 20),
+            explain=explain,
+        )
+        self._check(network, self.method)
+        return network
+
+    def _check(self, network: BoundNetwork | CheckedBounds, method: str) -> None:
+        try:
+            network.check(method, self.parameters.norm, clip=self.parameters.clip)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise  # otherwise the first input says so, and nothing is certified before a check has passed
 
     def _margins(self, images: Tensor, eps: Tensor, specification: Tensor) -> Tensor:
         assert self._network is not None  # _prepare made it before the search that calls this
@@ -146,7 +177,7 @@ class BoundCertifier(Certifier[BoundParameters]):
             images,
             eps,
             norm=self.parameters.norm,
-            method=self.method,
+            method=self.exported if isinstance(self._network, CheckedBounds) else self.method,
             clip=self.parameters.clip,
             specification=specification,
             upper=False,
@@ -183,11 +214,13 @@ def _check_weights(classifier: Classifier) -> None:
 class Ibp(BoundCertifier):
     """Interval bound propagation. DETERMINISTIC."""
 
+    exported = "ibp"
+
 
 class CrownIbp(BoundCertifier):
     """CROWN for the margins, interval bounds in between. DETERMINISTIC."""
 
-    method = "crown-ibp"
+    method = exported = "crown-ibp"
 
 
 class Crown(BoundCertifier):
@@ -250,7 +283,7 @@ class Etb(BoundCertifier):
             return super()._margins(images, eps, specification)
         from rsplugins.lirpa.whole_network import whole_network_bounds
 
-        assert self._network is not None  # as in the base class
+        assert isinstance(self._network, BoundNetwork)  # etb has no other
         return whole_network_bounds(
             self._network, images, eps, clip=self.parameters.clip, specification=specification.to(self._network.dtype)
         )[0]
@@ -271,6 +304,10 @@ class SoundEtb(BoundCertifier):
 
     Parameters = SoundEtbParameters
     parameters: SoundEtbParameters
+
+    def __init__(self, classifier: Classifier, parameters: SoundEtbParameters, execution: Execution) -> None:
+        self.exported = "sound-etb" if parameters.slope == "chord" else ""
+        super().__init__(classifier, parameters, execution)
 
     def operators(self) -> Operators:
         """Return sound ETB's operators."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rsplugins.arithmetic import rounding_error as error
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.bridge import roots
@@ -31,7 +32,6 @@ from rsplugins.lirpa.outward import (
     SUMS,
     Outward,
     declared,
-    error,
     kind,
     size,
     unknown,

@@ -26,6 +26,10 @@ _EPS = 1e-3
 _ELSEWHERE = "`gaussian` and the other sampling certifiers take any layer."
 
 
+class NotBoundedError(ParameterError):
+    """auto-LiRPA, or this package's account of its rounding, has no right bounds of a network; another way may have."""
+
+
 def agree(found: Tensor, expected: Tensor) -> bool:
     """Return whether two outputs are equal to rounding."""
     tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-3
@@ -34,7 +38,7 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
 def unsupported(
     module: nn.Module, example: Tensor, operators: Operators | None, cause: Exception | None, method: str = ""
-) -> ParameterError:
+) -> NotBoundedError:
     """Return the error that names the layer of a module which auto-LiRPA cannot bound, and what can be done about it.
 
     Args:
@@ -51,7 +55,7 @@ def unsupported(
         layer = f"in forward() of {type(module).__name__}" if part is None else part.layer
         operation = ((_unsupported_operations(part.module, part.example, operators) if part else []) or operations)[0]
         hint = operators.hint(operation) if isinstance(operators, Hinting) else ""
-        return ParameterError(
+        return NotBoundedError(
             f"auto-LiRPA has no bounds for layer {layer} (operator {operation}).",
             cause="this release of auto-LiRPA lacks the operator, and no plugin brings it for this method. "
             f"It said: {_said(cause)}",
@@ -61,7 +65,7 @@ def unsupported(
     fault = parts.deepest(lambda child, inputs: attempt(child, inputs, operators, method))
     if fault is None or attempt(nn.Identity(), images_like(parts.pair), None, method) is not False:
         works = "" if fault is not None else _advice(module, example, method)
-        return ParameterError(
+        return NotBoundedError(
             f"auto-LiRPA cannot bound this model: {_said(cause)}",
             cause="a fault in auto-LiRPA: it does not bound a single linear layer either."
             if fault is not None
@@ -81,7 +85,7 @@ def unsupported(
         reason = "an option of the layer, or an operator in it, that this release of auto-LiRPA does not support"
     named_operator = f" (operator {operator})" if operator else ""
     works = _advice(fault.module, fault.example, method)
-    return ParameterError(what, cause=f"{reason}{named_operator}.", fix=f"{works or nearest} {nearest if works else _ELSEWHERE}")
+    return NotBoundedError(what, cause=f"{reason}{named_operator}.", fix=f"{works or nearest} {nearest if works else _ELSEWHERE}")
 
 
 class FixedBatchError(UsageError):

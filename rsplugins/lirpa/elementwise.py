@@ -73,13 +73,27 @@ class BoundClip(Monotone):
     up to b and rises behind it, so it is above; that from (a, a) to (u, b) is below.
     """
 
-    def forward(self, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    def __init__(self, attr: Any, inputs: Any, output_index: Any, options: Any) -> None:
+        super().__init__(attr, inputs, output_index, options)
+        # The exporter writes the range as inputs or as attributes, by which of its modules are loaded.
+        self.range = tuple((attr or {}).get(name) for name in ("min", "max"))
+
+    def forward(self, x: Tensor, *ends: Tensor) -> Tensor:
         """Return x cut to a range."""
+        low, high = self._ends(x, *ends)
         return torch.clamp(x, low, high)
+
+    def _ends(self, x: Tensor, *ends: Tensor) -> tuple[Tensor, Tensor]:
+        given = [*ends, None, None][:2]
+        found = []
+        for end, number, none in zip(given, self.range, (-math.inf, math.inf), strict=True):
+            number = none if number is None else float(number)
+            found.append(torch.tensor(number, dtype=x.dtype, device=x.device) if end is None else end.to(x))
+        return found[0], found[1]
 
     def lines(self, low: Tensor, high: Tensor, *ends: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """See the class."""
-        first, last = (end.to(low).expand_as(low) for end in ends)
+        first, last = (end.expand_as(low) for end in self._ends(low, *ends))
         return _ramp(low, high, first, last)
 
 

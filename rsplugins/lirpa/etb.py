@@ -26,10 +26,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rsplugins.arithmetic import rounding_error as error
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.lirpa.blocks import Block, find_block, layer_of
 from rsplugins.lirpa.deviation import Bounds, Convolution, Dense, Layer, Slope, expected_bounds, sound_bounds
-from rsplugins.lirpa.outward import Outward, error, merged
+from rsplugins.lirpa.outward import Outward, merged
 
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundConv, BoundLinear, BoundMatMul  # noqa: E402

@@ -16,15 +16,11 @@ from rsplugins.compat import bridge_auto_lirpa, exporter_settings_kept
 from rsplugins.double import bring
 from rsplugins.errors import CheckpointError, ParameterError, RspluginsError, UsageError
 from rsplugins.lirpa.bridge import Operators, quiet, traced
-from rsplugins.lirpa.diagnosis import BATCHES, agree, batch_error, images_like, trace_is_free, unsupported
+from rsplugins.lirpa.diagnosis import BATCHES, NotBoundedError, agree, batch_error, images_like, trace_is_free, unsupported
 from rsplugins.machine import cache
 from rsplugins.watch import check_function, check_trace
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-
-
-class NotTracedError(ParameterError):
-    """auto-LiRPA has no graph of a module, or a wrong one; raised in place of a refusal that explains itself."""
 
 
 def bounded(
@@ -60,14 +56,14 @@ def bounded(
         except NotImplementedError as error:
             if not explain:
                 _check_batch_sizes(module, None, pair, operators, error)
-                raise NotTracedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
+                raise NotBoundedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             raise unsupported(module, pair, operators, error) from error
         except RspluginsError:  # of a plugin's operator
             raise
         except Exception as error:
             _check_batch_sizes(module, None, pair, operators, error)
             if not explain:
-                raise NotTracedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
+                raise NotBoundedError(f"auto-LiRPA does not trace {type(module).__name__}.") from error
             raise unsupported(module, pair, operators, error) from error
         if not module.training:
             graph.eval()
@@ -128,7 +124,7 @@ def check_slopes(module: nn.Module, graph: Any) -> None:
         slope = -float(node.forward(torch.tensor([-1.0], dtype=torch.float64)))
         if not 0 <= slope <= 1:
             layer = _place(module, _is_steep)
-            raise ParameterError(
+            raise NotBoundedError(
                 f"auto-LiRPA's bounds of layer {layer} are wrong: its negative slope is {slope:g}. Nothing was certified.",
                 cause="auto-LiRPA takes every leaky ReLU for one with a slope between 0 and 1, by every method.",
                 fix="Use nn.LeakyReLU with a negative_slope in [0, 1], or nn.ReLU (retrain with it).",
@@ -145,14 +141,14 @@ def check_method(module: nn.Module, graph: Any, method: str) -> None:
         kind = type(node).__name__
         if kind == "BoundAveragePool" and (list(node.kernel_size) != list(node.stride) or any(node.padding)):
             layer = _place(module, _is_other_pool)
-            raise ParameterError(
+            raise NotBoundedError(
                 f"auto-LiRPA's bounds of layer {layer} by {method} are wrong: average pooling over {tuple(node.kernel_size)} "
                 f"with stride {tuple(node.stride)} and padding {tuple(node.padding)}. Nothing was certified.",
                 cause="its linear bounds take the stride for the kernel's size, and the padding for 0.",
                 fix="Use ibp, or nn.AvgPool2d with a stride that equals its kernel_size and without padding.",
             )
         if kind == "BoundSqrt":
-            raise ParameterError(
+            raise NotBoundedError(
                 f"auto-LiRPA's bounds of a square root {_place(module)} by {method} are wrong. Nothing was certified.",
                 cause="its linear bounds use a wrong derivative.",
                 fix="Use ibp, or leave the square root out.",
@@ -249,7 +245,7 @@ def _check_graph(
         except Exception as error:
             failure = error
     if not explain:
-        raise NotTracedError(f"auto-LiRPA's graph of {type(module).__name__} computes something else.") from failure
+        raise NotBoundedError(f"auto-LiRPA's graph of {type(module).__name__} computes something else.") from failure
     if batch != BATCHES[0] and not trace_is_free(module, inputs):
         raise batch_error(batch, module, inputs) from failure
     raise unsupported(module, inputs[BATCHES[0]], operators, failure) from failure
@@ -276,7 +272,7 @@ def identity(graph: Any, model: nn.Module) -> str:
     Returns:
         Hexadecimal digits; nothing where an operator is somebody else's, whose code no version here tells.
     """
-    digest = hashlib.sha256(_code().encode())
+    digest = hashlib.sha256(code_digest().encode())
     for node in graph._modules.values():
         kind = type(node)
         if not f"{kind.__module__}.".startswith(_OURS):
@@ -296,7 +292,7 @@ def identity(graph: Any, model: nn.Module) -> str:
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.Size)
 
 
-def _code() -> str:
+def code_digest() -> str:
     """Return a digest of the code that computes bounds, as it is loaded: somebody may have put another function in its place."""
     found = list(_loaded())
     codes = [code for _, code in found]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rsplugins.arithmetic import full_precision
+from rsplugins.arithmetic import rounding_error as error
 from rsplugins.certificate import Norm
 from rsplugins.chain import computes_as
 from rsplugins.compat import bridge_auto_lirpa
@@ -22,7 +23,7 @@ from rsplugins.lirpa.bridge import Operators, quiet
 from rsplugins.lirpa.claims import SLACK
 from rsplugins.lirpa.diagnosis import unsupported
 from rsplugins.lirpa.graph import bounded, check_deployed, check_method, check_slopes, identity
-from rsplugins.lirpa.outward import Outward, error, plain_convolutions
+from rsplugins.lirpa.outward import Outward, plain_convolutions
 from rsplugins.lirpa.probe import probe
 from rsplugins.lirpa.resizing import View, resize_layers
 from rsplugins.lirpa.slopes import optimised
@@ -54,6 +55,7 @@ class BoundNetwork:
         dtype: when given, a copy of the model in this dtype is bounded, and the bounds are rounded outward, as claims need them,
             unless they are estimates; see :mod:`rsplugins.lirpa.outward`. Otherwise it is the model itself, its parameters
             shared, so that bounds can be trained through, as they come out of floating point.
+        explain: whether a refusal to trace the network names the layer, which is searched for.
         iterations: of ``alpha-crown``, at most; for lower bounds alone it stops earlier, see :mod:`rsplugins.lirpa.slopes`.
 
     Raises:
@@ -70,13 +72,14 @@ class BoundNetwork:
         operators: Operators | None = None,
         dtype: torch.dtype | None = None,
         iterations: int = 20,
+        explain: bool = True,
     ) -> None:
         if dtype is not None:
             check_deployed(model, example)
             model = brought(copied(model), dtype)
         parameter = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), example)
         self.dtype, self.device = dtype or parameter.dtype, parameter.device
-        self._iterations = iterations
+        self._iterations, self._explain = iterations, explain
         self._model, self._raw = model, bring(example[:1].detach(), self.device, self.dtype)
         self._module, self._mean, self._std = _split(model, example, self.dtype, self.device)
         self._operators: Operators = {} if operators is None else operators  # an empty one still says why
@@ -95,7 +98,7 @@ class BoundNetwork:
 
     def _bounded(self, *, matrices: bool) -> Any:
         with step("tracing the network for auto-LiRPA"):
-            graph = bounded(self._module, self._example, self._operators, matrices=matrices)
+            graph = bounded(self._module, self._example, self._operators, matrices=matrices, explain=self._explain)
         if self._claims and not _any_node_is(graph, "estimate"):
             self._outward[id(graph)] = Outward(graph)
             OutwardLinear(self._outward[id(graph)])

@@ -19,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rsplugins.arithmetic import growth
+from rsplugins.arithmetic import rounding_error as error
 from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.errors import ParameterError
+from rsplugins.lirpa.diagnosis import NotBoundedError
 
 bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import Interval  # noqa: E402
@@ -37,17 +40,6 @@ _ULPS = 16
 # Of an elementary function: the libraries' own are within 1 to 2 of the exact value, on processors and GPUs.
 
 
-def growth(count: int, dtype: torch.dtype) -> float:
-    """Return gamma_n with some of its own rounding: infinite where the format is too coarse for so long a sum.
-
-    Example:
-        >>> growth(100, torch.float64) < 1.2e-14, growth(10**8, torch.float32)
-        (True, inf)
-    """
-    part = count * torch.finfo(dtype).eps / 2
-    return part / (1 - 8 * part) if part < 0.1 else math.inf
-
-
 def size(interval: Any) -> Tensor:
     """Return the largest absolute value in an interval, elementwise; of an l2 or l1 ball, its centre's plus the radius."""
     low, high = interval
@@ -57,11 +49,6 @@ def size(interval: Any) -> Tensor:
     order, radius = Interval.get_perturbation(interval)[:2]
     found = torch.maximum(low.abs(), high.abs())
     return found if order == math.inf else found + radius
-
-
-def error(count: int, magnitude: Tensor) -> Tensor:
-    """Return the rounding error of values with ``count`` roundings behind them; underflow adds at most a normal number each."""
-    return growth(count, magnitude.dtype) * magnitude + count * torch.finfo(magnitude.dtype).tiny
 
 
 def merged(rows: Tensor | None, weight: Tensor, bias: Tensor | None) -> tuple[int, Tensor, Tensor | None]:
@@ -423,7 +410,7 @@ def declared(node: Any, name: str, like: Tensor, *arguments: Any) -> Tensor:
     return result
 
 
-def unknown(node: Any, bounds: str, method: str, other: str) -> ParameterError:
+def unknown(node: Any, bounds: str, method: str, other: str) -> NotBoundedError:
     """Return the refusal of an operator whose rounding is not known.
 
     Args:
@@ -433,7 +420,7 @@ def unknown(node: Any, bounds: str, method: str, other: str) -> ParameterError:
         other: what to use instead.
     """
     own = kind(node)
-    return ParameterError(
+    return NotBoundedError(
         f"The rounding of the {bounds} of operator {type(node).__name__} is not known. Nothing was certified.",
         cause="claims are made of bounds that are rounded outward, and "
         + (
@@ -445,8 +432,8 @@ def unknown(node: Any, bounds: str, method: str, other: str) -> ParameterError:
     )
 
 
-def _inexact(node: Any) -> ParameterError:
-    return ParameterError(
+def _inexact(node: Any) -> NotBoundedError:
+    return NotBoundedError(
         f"The rounding of the constants of operator {node.name} ({type(node).__name__}) is not known. Nothing was certified.",
         cause="forward() computes them from other weights, by operators whose rounding is not bounded.",
         fix="Compute them once and keep them as a parameter or buffer, such as by "

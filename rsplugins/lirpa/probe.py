@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rsplugins.certificate import Norm
 from rsplugins.double import bring
-from rsplugins.errors import ParameterError
+from rsplugins.lirpa.diagnosis import NotBoundedError
 from rsplugins.machine.device import is_out_of_memory
 
 EPS = (0.0, 0.001, 0.01, 0.1)
@@ -154,10 +154,10 @@ def _gradients(forward: Forward, image: Tensor, rows: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(x) if gradient is None else gradient for gradient in found]).flatten(1).nan_to_num()
 
 
-def _wrong(method: str, eps: float, norm: Norm) -> ParameterError:
+def _wrong(method: str, eps: float, norm: Norm) -> NotBoundedError:
     seen = "are not the network's logits at eps = 0" if eps == 0 else f"miss outputs that it has within {norm} distance {eps:g}"
-    return ParameterError(
-        f"auto-LiRPA's bounds of this network by {method} are wrong: they {seen}. Nothing was certified.",
+    return NotBoundedError(
+        f"The bounds of this network by {method} are wrong: they {seen}. Nothing was certified.",
         cause="an operator of auto-LiRPA, or of a plugin, is wrong for a layer of this network or for one of its options.",
         fix="Use another method (ibp asks least of a layer), or build the model from Linear, Conv2d, BatchNorm2d, ReLU, Flatten "
         "and additions.",

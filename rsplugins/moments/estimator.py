@@ -17,8 +17,7 @@ from rsplugins.arithmetic import full_precision
 from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
-from rsplugins.lirpa.diagnosis import FixedBatchError
-from rsplugins.lirpa.graph import NotTracedError
+from rsplugins.lirpa.diagnosis import FixedBatchError, NotBoundedError
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.claims import KEPT
 from rsplugins.moments.exported import ExportedNetwork
@@ -128,7 +127,7 @@ class Estimator:
         free = p.representation in ("auto", "low-rank")
         try:
             network = MomentNetwork(self.classifier, images, rules=self._rules, dtype=torch.float64, explain=not free)
-        except (NotTracedError, FixedBatchError):
+        except (NotBoundedError, FixedBatchError):
             # A trace for one batch size is no hindrance: images go one by one there. What else is wrong, is wrong there too.
             if not free:
                 raise

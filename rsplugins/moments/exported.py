@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rsplugins.aten.graph import attribute, check_graph, exported, last_uses, name_of
 from rsplugins.double import bring, brought, copied
 from rsplugins.errors import OutputValueError, ParameterError
 from rsplugins.lirpa.graph import check_deployed
@@ -92,9 +93,10 @@ class ExportedNetwork:
         like = next((tensor for tensor in tensors if tensor.is_floating_point()), example)
         self.dtype, self.device, self.rank = dtype, like.device, rank
         example = bring(example[:1].detach(), self.device, dtype).clone()
-        self._graph = _exported(model, example)
-        self._check(model, example)
-        self._used = _last_uses(self._graph)
+        self._graph = exported(model, example)
+        check_graph(self._graph, model, example, "Nothing was estimated.")
+        self._whole = model
+        self._used = {} if self._graph is None else last_uses(self._graph)
         self._named: dict[str, None] = {}
         self.inputs = example.numel()
         self.largest = max(self._sizes(example))
@@ -128,21 +130,6 @@ class ExportedNetwork:
             )
         return LogitGaussian(mean, covariance)
 
-    def _check(self, model: nn.Module, example: Tensor) -> None:
-        generator = torch.Generator().manual_seed(2)
-        other = bring(torch.rand(example.shape, generator=generator, dtype=torch.float64), self.device, self.dtype)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            expected, graph = model(other), self._graph
-            found = model(other) if graph is None else graph(other)
-            found = found[0] if isinstance(found, (tuple, list)) else found
-        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-6, atol=1e-8):
-            raise ParameterError(
-                "The exported graph of the model computes something else than the model. Nothing was estimated.",
-                cause="values of pixels become a constant of the graph.",
-                fix="Write forward() with tensor operations, or use a certifier that runs the model itself, such as 'gaussian'.",
-            )
-        self._whole = model
-
     def _sizes(self, example: Tensor) -> list[int]:
         found = [example.numel()]
         for node in self._graph.graph.nodes if self._graph is not None else ():
@@ -169,7 +156,7 @@ class ExportedNetwork:
             if node.op == "placeholder":
                 values[node] = start
             elif node.op == "get_attr":
-                values[node] = _attribute(self._graph, str(node.target))
+                values[node] = attribute(self._graph, str(node.target))
             elif node.op == "output":
                 found = fx.node.map_arg(node.args[0], lambda each: values[each])
                 return found[0] if isinstance(found, (tuple, list)) else found
@@ -180,42 +167,6 @@ class ExportedNetwork:
             for done in self._used.get(node, ()):
                 del values[done]
         return None
-
-
-def _exported(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
-    """Return the graph of aten operators without writes in place; None where torch.export cannot trace the model."""
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            program = torch.export.export(model, (example,), strict=False)
-            graph = program.run_decompositions({}).module()
-    except Exception:  # whatever torch says of forward(): the whole network is linearised then
-        return None
-    if any(node.op in ("call_module", "call_method") and "guards" not in str(node.target) for node in graph.graph.nodes):
-        return None
-    for node in reversed(list(graph.graph.nodes)):
-        if node.op == "call_module":
-            graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph  # type: ignore[no-any-return]
-
-
-def _attribute(graph: fx.GraphModule, path: str) -> Any:
-    found: Any = graph
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def _last_uses(graph: fx.GraphModule | None) -> dict[fx.Node, list[fx.Node]]:
-    last: dict[fx.Node, fx.Node] = {}
-    for node in graph.graph.nodes if graph is not None else ():
-        for source in node.all_input_nodes:
-            last[source] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last.items():
-        found.setdefault(node, []).append(source)
-    return found
 
 
 class _Walk:
@@ -273,7 +224,7 @@ class _Walk:
             return arguments[0][arguments[1]]
         if not flat:
             return target(*arguments, **options)
-        name = str(target).removeprefix("aten.").partition(".")[0]
+        name = name_of(node)
 
         def function(*values: Tensor) -> Any:
             args, kwargs = put_back(values)

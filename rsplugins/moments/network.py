@@ -18,7 +18,8 @@ from rsplugins.compat import bridge_auto_lirpa
 from rsplugins.double import bring, brought, copied
 from rsplugins.errors import OutputValueError, ParameterError
 from rsplugins.lirpa.bridge import quiet
-from rsplugins.lirpa.graph import NotTracedError, bounded, check_deployed
+from rsplugins.lirpa.diagnosis import NotBoundedError
+from rsplugins.lirpa.graph import bounded, check_deployed
 from rsplugins.moments.activations import Gelu
 from rsplugins.moments.operations import Elementwise, Representation
 from rsplugins.moments.rules import RULES, Rule, Site
@@ -190,7 +191,7 @@ class MomentNetwork(Propagation):
                 raise (
                     _no_rule(node, model, example)
                     if self._explain
-                    else NotTracedError(f"There is no moment rule for {type(node).__name__}.")
+                    else NotBoundedError(f"There is no moment rule for {type(node).__name__}.")
                 )
             done.add(node.name)
             order.append((node, tuple(parent.name for parent in parents), source is not None))

@@ -133,10 +133,18 @@ def test_bad_models(images):
 
 def test_unsupported_layer_is_refused_before_anything_is_run():
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(16, 4))
-    from rsplugins.certifiers.bounds import Ibp
+    from rsplugins.certifiers.bounds import Crown, Ibp
 
     with pytest.raises(ParameterError, match="GroupNorm"):
-        Ibp(rsplugins.wrap(module, input_size=(1, 4, 4)), Ibp.Parameters(), Execution())
+        Crown(rsplugins.wrap(module, input_size=(1, 4, 4)), Crown.Parameters(), Execution())
+
+    class Sorted(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).sort(1).values
+
+    for kind in (Crown, Ibp):  # by neither road
+        with pytest.raises(ParameterError, match="Sorted"):
+            kind(rsplugins.wrap(nn.Sequential(Sorted()), input_size=(1, 4, 4)), kind.Parameters(), Execution())
 
 
 def test_bfloat16_is_refused():

@@ -101,7 +101,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("method", [*METHODS, "sound-etb"])
+@pytest.mark.parametrize("method", ["crown", "alpha-crown", "etb"])
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_what_cannot_be_bounded_names_its_layer_and_never_the_authors_or_the_method_that_failed(case, method):
     module, layer, fix = UNSUPPORTED[case]
@@ -113,6 +113,21 @@ def test_what_cannot_be_bounded_names_its_layer_and_never_the_authors_or_the_met
     assert f"ry another method ({method}" not in error.fix
     if case != "class token, len":
         assert "depends on the batch size" not in error.what
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "sound-etb"])
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_intervals_come_from_the_exported_graph_there(case, method):
+    classifier = rsplugins.wrap(settle(UNSUPPORTED[case][0]()), input_size=(3, 8, 8))
+    (found,) = rsplugins.certify(classifier, IMAGES[:1].float(), method, norm="linf")
+    assert found.error is None
+    assert found.radius > 0
+    moves = 2 * torch.randint(0, 2, (200, *IMAGES.shape[1:]), generator=torch.Generator().manual_seed(0)) - 1
+    points = (IMAGES[:1] + 0.999 * found.radius * moves).clamp(0, 1)
+    with torch.no_grad():
+        classes = torch.cat([classifier.double()(point.unsqueeze(0)) for point in points]).argmax(1)
+    assert (classes == found.prediction).all()
 
 
 def test_a_layer_is_blamed_for_the_batch_size_only_where_it_fixes_it():

@@ -132,7 +132,7 @@ def test_an_operator_without_a_rule_is_linearised_and_named() -> None:
 
 
 def test_what_cannot_be_exported_is_linearised_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported, "_exported", lambda *_: None)
+    monkeypatch.setattr(exported, "exported", lambda *_: None)
     torch.manual_seed(0)
     model, x = Attention().eval().double(), torch.rand(2, 2, 4, 4, dtype=torch.float64)
     network = ExportedNetwork(model, x)
