@@ -31,6 +31,9 @@ _BLOCK = 2**26
 """Outputs of a layer times the widest place of its block, at most, for it to be bounded by blocks."""
 
 _JOINING = ("cat", "concat", "stack")
+_FIRST = 8
+"""Rows that are carried back before the others, for a verdict."""
+
 _LAYERS = ("linear", "conv1d", "conv2d")
 
 
@@ -123,7 +126,7 @@ class ExportedBounds:
                     rows = torch.eye(classes, dtype=self.dtype, device=self.device)
                 else:
                     rows = bring(specification[row], self.device, self.dtype)
-                lows.append(self._lower(output, rows, ball, method))
+                lows.append(self._lower(output, rows, ball, method, verdict=not upper))
                 highs.append(-self._lower(output, -rows, ball, method) if upper else None)
         return torch.stack(lows), torch.stack([high for high in highs if high is not None]) if upper else None
 
@@ -136,17 +139,30 @@ class ExportedBounds:
             low, high = torch.maximum(low, image.clamp(max=0)), torch.minimum(high, image.clamp(min=1))
         return Ball(Value(low, high), image, eps, DUAL[norm])
 
-    def _lower(self, output: Value, rows: Tensor, ball: Ball, method: str) -> Tensor:
-        found = []
-        for part in torch.split(rows, max(1, _ELEMENTS // self._largest)):
-            shaped = part.view(len(part), *output.low.shape)
-            one = lower_bounds(output, shaped, ball, bends=0)
-            if method == "crown-ibp":
-                one = torch.maximum(one, lower_bounds(output, shaped, ball))
-            elif method == "sound-etb":
-                one = torch.maximum(one, lower_bounds(output, shaped, ball, bends=1, chords=True))
-            found.append(one)
-        return torch.cat(found)
+    def _lower(self, output: Value, rows: Tensor, ball: Ball, method: str, *, verdict: bool = False) -> Tensor:
+        """Return lower bounds of rows.
+
+        For a verdict, one row that is not above 0 settles the matter. The rows with the least intervals are then carried back
+        first, and where one of them stays below 0 the others keep what their interval says.
+        """
+        if method == "ibp":
+            return self._carried(output, rows, ball, bends=0)
+        bends, chords = (math.inf, False) if method == "crown-ibp" else (1, True)
+        if not verdict or len(rows) <= _FIRST:
+            found = self._carried(output, rows, ball, bends=bends, chords=chords)
+            return torch.maximum(found, self._carried(output, rows, ball, bends=0))
+        found = self._carried(output, rows, ball, bends=0)
+        order = found.argsort()
+        for part in (order[:_FIRST], order[_FIRST:]):
+            found[part] = torch.maximum(found[part], self._carried(output, rows[part], ball, bends=bends, chords=chords))
+            if bool((found[part] <= 0).any()):
+                break
+        return found
+
+    def _carried(self, output: Value, rows: Tensor, ball: Ball, *, bends: float, chords: bool = False) -> Tensor:
+        parts = torch.split(rows, max(1, _ELEMENTS // self._largest))
+        shaped = [part.view(len(part), *output.low.shape) for part in parts]
+        return torch.cat([lower_bounds(output, part, ball, bends=bends, chords=chords) for part in shaped])
 
     def _run(self, entry: Value, *, blocks: bool = False) -> Value:
         values: dict[fx.Node, Any] = dict(self._constants)

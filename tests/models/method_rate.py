@@ -36,7 +36,7 @@ from tests.models import wrap_rate
 
 LARGEST = 100e6
 EPS = 1 / 255
-LIMIT = 300
+LIMIT = 200
 """Seconds that one method may take on one model, tracing and checks included."""
 SIZES = (64, 96, 112, 128, 160, 192, 224, 256)
 METHODS: dict[str, dict[str, Any]] = {
