@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import math
 import re
@@ -157,3 +158,12 @@ def test_the_programs_on_the_page_about_python_run_and_agree(tmp_path, monkeypat
     exec(call[0], names)
     assert Path("runs/digits/records.jsonl").read_bytes() == before, "the same call resumes"
     assert names["run"].rows == run.rows
+
+
+def test_the_page_of_layers_is_what_the_tables_say():
+    spec = importlib.util.spec_from_file_location(
+        "layers", Path(__file__).resolve().parents[1] / "docs" / "scripts" / "layers.py"
+    )
+    layers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(layers)
+    assert layers.PAGE.read_text(encoding="utf-8") == layers.text()

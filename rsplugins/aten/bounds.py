@@ -228,6 +228,8 @@ class ExportedBounds:
         options: Any = fx.node.map_arg(node.kwargs, values.__getitem__)
         target: Any = node.target
         if target is operator.getitem:
+            if arguments[1] >= len(arguments[0]):  # an index or another part that no rule gives
+                raise no_rule(node, name_of(node.args[0]))  # type: ignore[arg-type]
             return arguments[0][arguments[1]]
         leaves, tree = tree_flatten((arguments, options), is_leaf=lambda each: isinstance(each, Value))
         name = name_of(node)
