@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rsplugins.certificate import Guarantee, Norm
+from rsplugins.certificate import Guarantee, Norm, Threat
 from rsplugins.host import (
     BoundOperatorDescriptor,
     CertifierDescriptor,
@@ -61,6 +61,14 @@ def rsplugins_certifiers() -> list[CertifierDescriptor]:
             norms=(Norm.L2,),
         ),
         *_bound_certifiers(),
+        CertifierDescriptor(
+            name="patch-cleanser",
+            summary="double masking: no square patch changes the defended model's class (Xiang et al. 2022)",
+            factory="rsplugins.certifiers.patch_cleanser:PatchCleanser",
+            claim="rsplugins.patches.claims:patch_cleanser",
+            guarantee=Guarantee.DETERMINISTIC,
+            norms=(Threat.PATCH,),
+        ),
         CertifierDescriptor(
             name="attack",
             summary="PGD in three forms and AutoAttack, side by side; survival proves nothing",

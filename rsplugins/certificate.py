@@ -69,11 +69,46 @@ class Norm(_Text):
     L2 = "l2"
     LINF = "linf"
 
+    @property
+    def is_lp(self) -> bool:
+        """Whether it is the distance in a norm, as no :class:`Threat` is."""
+        return True
+
     @classmethod
     def _missing_(cls, value: object) -> Norm | None:
         """Read other spellings, as the field's scripts write them."""
         name = str(value).lower().removeprefix("l").removeprefix("_")
         return {"1": cls.L1, "2": cls.L2, "inf": cls.LINF, "infinity": cls.LINF}.get(name)
+
+
+class Threat(_Text):
+    """What else than the distance in a norm an adversary may do, where a radius is its size.
+
+    Example:
+        >>> Threat("patch").is_lp, Norm.L2.is_lp
+        (False, True)
+    """
+
+    PATCH = "patch"
+    """One square of the image is filled with anything; the size is its side in pixels."""
+
+    @property
+    def is_lp(self) -> bool:
+        """Whether it is the distance in a norm: it is not."""
+        return False
+
+
+def threat(name: object) -> Norm | Threat:
+    """Return the norm or other threat of a name, as records have it.
+
+    Example:
+        >>> threat("linf"), threat("patch")
+        (<Norm.LINF: 'linf'>, <Threat.PATCH: 'patch'>)
+
+    Raises:
+        ValueError: there is none.
+    """
+    return Threat(name) if name in {str(each) for each in Threat} else Norm(name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +120,7 @@ class Claim:
         radius: in the norm ``norm``, on the raw [0, 1] pixels of the image that the user passed in; 0.0 for an abstention;
             already rounded down.
         guarantee: what the radius promises.
-        norm: the norm of the radius.
+        norm: the norm of the radius, or the threat whose size it is.
         alpha: the probability of a false claim that was spent on this input; None unless PROBABILISTIC.
         rule: the theorem and bound that the claim rests on, such as ``"cohen-2019/clopper-pearson"``.
         assumptions: what must hold besides, in words, such as ``"float-idealised"``.
@@ -94,7 +129,7 @@ class Claim:
     prediction: int | None
     radius: float
     guarantee: Guarantee
-    norm: Norm
+    norm: Norm | Threat
     alpha: float | None
     rule: str
     assumptions: tuple[str, ...] = ()
@@ -129,7 +164,7 @@ class Certificate:
         prediction: the class, or None when the certifier abstains.
         radius: on raw [0, 1] pixels in ``norm``; 0.0 when it abstains; rounded down.
         guarantee: what the radius promises: deterministic, probabilistic, estimate or empirical.
-        norm: the norm of the radius.
+        norm: the norm of the radius, or the threat whose size it is.
         alpha: the probability of a false claim spent on this input; None unless probabilistic.
         samples: noisy forward passes spent on this input.
         seconds: wall-clock time spent on this input.
@@ -147,7 +182,7 @@ class Certificate:
     prediction: int | None
     radius: float
     guarantee: Guarantee
-    norm: Norm
+    norm: Norm | Threat
     alpha: float | None
     samples: int
     seconds: float

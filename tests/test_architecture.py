@@ -25,7 +25,7 @@ STOREYS = [
     ["certifier", "chain"],
     # a model's graph by torch.export, and what is read off it
     ["aten"],
-    ["sampling", "lipschitz", "lirpa", "reduction", "attacks"],
+    ["sampling", "lipschitz", "lirpa", "reduction", "attacks", "patches"],
     ["moments"],
     ["certifiers", "models", "data"],
     ["host"],
@@ -45,7 +45,7 @@ STOREYS = [
 
 FLOOR = {place: storey for storey, places in enumerate(STOREYS) for place in places}
 TORCH_FREE = ("errors", "certificate", "certifier", "statistics", "host", "builtin", "cli")
-TORCH_FREE += ("machine.files", "machine.progress", "machine.ranks", "models.store", "models.manifest", "models.files")
+TORCH_FREE += ("patches", "machine.files", "machine.progress", "machine.ranks", "models.store", "models.manifest", "models.files")
 TORCH_FREE += (
     "attacks.claims",
     "attacks.masking",

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rsplugins.certificate import Guarantee, Norm
+from rsplugins.certificate import Guarantee, Norm, Threat
 
 API_VERSION = 1
 """Version of the descriptors and hooks. A plugin module states the one it was written for as ``RSPLUGINS_API = 1``."""
@@ -69,7 +69,7 @@ class CertifierDescriptor(Descriptor):
     kind: ClassVar[str] = "certifier"
 
     guarantee: Guarantee = Guarantee.ESTIMATE
-    norms: tuple[Norm, ...] = ()
+    norms: tuple[Norm | Threat, ...] = ()
     claim: str = ""
     default: bool = True
     labelled: bool = False
@@ -78,7 +78,9 @@ class CertifierDescriptor(Descriptor):
         super().__post_init__()
         self._check("guarantee", isinstance(self.guarantee, Guarantee), "a Guarantee")
         enough = isinstance(self.norms, tuple) and (len(self.norms) > 0 or self.guarantee is Guarantee.NONE)
-        self._check("norms", enough and all(isinstance(norm, Norm) for norm in self.norms), "a tuple of at least one Norm")
+        self._check(
+            "norms", enough and all(isinstance(norm, (Norm, Threat)) for norm in self.norms), "a tuple of at least one Norm"
+        )
         self._check_reference("claim", self.claim)
         blind = self.guarantee in (Guarantee.EMPIRICAL, Guarantee.NONE)
         self._check("labelled", self.labelled is False or (self.labelled is True and blind), "False where a radius is promised")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rsplugins.certificate import CLIPPED, Norm
+from rsplugins.certificate import CLIPPED, Norm, Threat
 from rsplugins.rounding import round_down
 from rsplugins.runs.rows import Row
 from rsplugins.runs.run import Run
@@ -70,7 +70,7 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         summary = summarise(run)
         title = EDITED if run.problems else CERTIFIED if summary["certifies"] else _TITLES.get(summary["guarantee"], ESTIMATES)
-        where = "" if title == PREDICTED else f", {summary['norm'] or 'no'} norm"
+        where = "" if title == PREDICTED else f", {_threat_text(summary['norm'])}"
         groups.setdefault((_ORDER.index(title), title + where), []).append(run)
     return {title: members for (_, title), members in sorted(groups.items(), key=lambda item: item[0])}
 
@@ -128,6 +128,8 @@ def radius_columns(runs: Sequence[Run]) -> list[float]:
     verified = [run.manifest.parameters.get("eps") for run in runs]
     asked = {float(eps) for eps in verified if isinstance(eps, (int, float))}
     largest = max(summarise(run)["largest_radius"] for run in runs)
+    if all(summarise(run)["norm"] == str(Threat.PATCH) for run in runs):  # whole pixels
+        return sorted({0.0, *(row.radius for run in runs for row in run.rows)})
     if asked and None not in verified:
         return sorted({0.0, *asked})
     if all(summarise(run)["guarantee"] == "none" for run in runs):
@@ -142,6 +144,10 @@ def radius_columns(runs: Sequence[Run]) -> list[float]:
 def radius_label(radius: float, runs: Sequence[Run]) -> str:
     """Return the heading of a column: ``r=2/255`` for small linf radii, ``r=0.5`` for others."""
     return f"r={radius_text(radius, Norm.LINF)}" if _in_grey_levels(runs) else f"r={radius:g}"
+
+
+def _threat_text(norm: str | None) -> str:
+    return "patches by their side in pixels" if norm == str(Threat.PATCH) else f"{norm or 'no'} norm"
 
 
 def radius_text(radius: float, norm: Norm | None) -> str:

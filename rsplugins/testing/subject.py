@@ -38,6 +38,7 @@ class Subject:
             which only the certifier knows. Decides which truth the claims are compared with.
         thorough: many more images.
         norm: that the claims are tested in.
+        lp: whether the claims are of a ball in a norm.
     """
 
     entry: Entry
@@ -45,6 +46,7 @@ class Subject:
     about: About = "classifier"
     thorough: bool = False
     norm: Norm = Norm.L2
+    lp: bool = True
 
     @classmethod
     def find(cls, certifier: str | Entry, parameters: Mapping[str, Any], about: About | None, *, thorough: bool) -> Subject:
@@ -60,7 +62,10 @@ class Subject:
         if about is None:
             guarantee = subject.descriptor.guarantee
             about = "smoothed" if guarantee is Guarantee.PROBABILISTIC or "sigma" in fields else "classifier"
-        return replace(subject, about=about, norm=Norm(norm) if norm else next(iter(subject.descriptor.norms), Norm.L2))
+        found = Norm(norm) if norm else next(iter(subject.descriptor.norms), Norm.L2)
+        lp = isinstance(found, Norm)
+        # Known radii are of lp balls: of another threat they serve as images, and its claims are about something else.
+        return replace(subject, about=about if lp else "own", norm=found if isinstance(found, Norm) else Norm.LINF, lp=lp)
 
     @property
     def descriptor(self) -> CertifierDescriptor:
