@@ -359,6 +359,14 @@ def _interpolated(call: Call) -> Result:
     return averaged(call.run, value, 64 * (1 + grown) * (1 + shrunk))
 
 
+def _cubic(call: Call) -> Result:
+    """Bicubic resizing, of positions for another size: the sizes of its weights add up to less than 3."""
+    value = call.values[0]
+    center = call.run(value.center)
+    off = 3 * value.radius.max() + 3 * rounding_error(value.low.numel() + ROUNDINGS, value.size.max())
+    return bounded_by(center - off, center + off, value)
+
+
 def _wave(call: Call) -> Result:
     value = call.values[0]
     center, radius = call.run(value.center), value.radius
@@ -413,6 +421,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("softmax", "_softmax"), _softmax),
     **dict.fromkeys(("maximum", "minimum", "amax", "amin", "max", "min", "adaptive_max_pool2d"), _ends),
     **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa"), _interpolated),
+    **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _cubic),
     **dict.fromkeys(("sin", "cos"), _wave),
     "cumsum": _cumsum,
     "div": _div,

@@ -66,6 +66,10 @@ def rotated(x):
     return x * steps.cos() + x.flip(-1) * torch.stack([steps.sin()] * 8)
 
 
+def bicubic(x):
+    return F.interpolate(x, (8, 8), mode="bicubic", antialias=True)
+
+
 def seeded(module):
     torch.manual_seed(3)
     module = module()
@@ -122,6 +126,7 @@ STEPS = {
     "option A": lambda: Step(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)).relu()),
     "standardised weights": lambda: Step(standardised_weight, nn.Conv2d(4, 4, 3)),
     "grown": lambda: Step(lambda x: F.interpolate(x, scale_factor=2, mode="nearest").relu()),
+    "positions": lambda: Step(lambda x, p: x + bicubic(p.weight.view(1, 4, 4, 4)) + bicubic(x[..., ::2, ::2]), nn.Linear(16, 4)),
     "rotary": lambda: Step(rotated),
     "residual": lambda: Step(lambda x, one, two: x + two(one(x).relu()), nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 1)),
 }

@@ -128,7 +128,7 @@ def test_masks_with_a_hole_prove_nothing():
     for changed in (
         {"rows": [[0, 3], [3, 6]]},
         {"columns": [[0, 4], [4, 6]]},
-        {"side": 3},
+        {"side": 4},
         {"rows": [[0, 4]]},
         {"pairs": [1, 1, 1, 1, 1]},
         {"pairs": [1, 1, 1, 1, 1, 0]},
