@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rsplugins import data
     from rsplugins.api import attack, certify, load_data, open_run
-    from rsplugins.certificate import Certificate, Claim, Evidence, Gathered, Guarantee, Norm
+    from rsplugins.certificate import Certificate, Claim, Evidence, Gathered, Guarantee, Norm, Threat
     from rsplugins.certifier import Certifier, CertifierParameters, Execution, Input
     from rsplugins.classifier import Classifier, wrap
+    from rsplugins.denoising.door import denoise
     from rsplugins.errors import RspluginsError
     from rsplugins.host import (
         BoundOperatorDescriptor,
         CertifierDescriptor,
         DatasetDescriptor,
+        DenoiserDescriptor,
         ModelSourceDescriptor,
         MomentRuleDescriptor,
         TrainingHookDescriptor,
@@ -36,6 +38,7 @@ _HOMES = {
     "Claim": "rsplugins.certificate",
     "Classifier": "rsplugins.classifier",
     "DatasetDescriptor": "rsplugins.host",
+    "DenoiserDescriptor": "rsplugins.host",
     "Evidence": "rsplugins.certificate",
     "Execution": "rsplugins.certifier",
     "Gathered": "rsplugins.certificate",
@@ -45,10 +48,12 @@ _HOMES = {
     "MomentRuleDescriptor": "rsplugins.host",
     "Norm": "rsplugins.certificate",
     "RspluginsError": "rsplugins.errors",
+    "Threat": "rsplugins.certificate",
     "Run": "rsplugins.runs.run",
     "TrainingHookDescriptor": "rsplugins.host",
     "attack": "rsplugins.api",
     "certify": "rsplugins.api",
+    "denoise": "rsplugins.denoising.door",
     "hookimpl": "rsplugins.host",
     "load": "rsplugins.models",
     "load_data": "rsplugins.api",
@@ -61,6 +66,7 @@ __all__ = [  # noqa: RUF022 -- the order a reader meets them in
     "wrap",
     "load",
     "load_data",
+    "denoise",
     "certify",
     "open_run",
     "score",
@@ -74,6 +80,7 @@ __all__ = [  # noqa: RUF022 -- the order a reader meets them in
     "Gathered",
     "Guarantee",
     "Norm",
+    "Threat",
     "Certifier",
     "CertifierParameters",
     "Execution",
@@ -83,6 +90,7 @@ __all__ = [  # noqa: RUF022 -- the order a reader meets them in
     "ModelSourceDescriptor",
     "DatasetDescriptor",
     "BoundOperatorDescriptor",
+    "DenoiserDescriptor",
     "MomentRuleDescriptor",
     "TrainingHookDescriptor",
     "RspluginsError",

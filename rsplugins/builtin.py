@@ -7,6 +7,7 @@ from rsplugins.host import (
     BoundOperatorDescriptor,
     CertifierDescriptor,
     DatasetDescriptor,
+    DenoiserDescriptor,
     ModelSourceDescriptor,
     TrainingHookDescriptor,
     hookimpl,
@@ -259,4 +260,16 @@ def rsplugins_training_hooks() -> list[TrainingHookDescriptor]:
     return [
         TrainingHookDescriptor(name=name, summary=summary, factory=f"rsplugins.training.{home}")
         for name, (home, summary) in hooks.items()
+    ]
+
+
+@hookimpl
+def rsplugins_denoisers() -> list[DenoiserDescriptor]:
+    """Denoisers in files."""
+    return [
+        DenoiserDescriptor(
+            name="file",
+            summary="a residual denoiser in a safetensors file, as rsplugins.denoising.network.save writes it",
+            factory="rsplugins.denoising.network:load",
+        )
     ]

@@ -179,7 +179,9 @@ def prepare(entry: Entry, classifier: Classifier, parameters: Mapping[str, Any],
     with guard(entry, "while it checked its parameters"):
         parsed = parse_parameters(kind.Parameters, parameters, entry.name)
     from rsplugins.arithmetic import without_autocast
+    from rsplugins.denoising.composition import check_noise
 
+    check_noise(classifier, getattr(parsed, "sigma", None), entry.name)
     with guard(entry, "while it was set up"), without_autocast(), step(f"setting {entry.name} up"):
         return kind(classifier, parsed, execution)
 

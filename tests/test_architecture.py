@@ -27,11 +27,11 @@ STOREYS = [
     ["aten"],
     ["sampling", "lipschitz", "lirpa", "reduction", "attacks", "patches"],
     ["moments"],
-    ["certifiers", "models", "data"],
+    ["certifiers", "models", "data", "denoising.network", "denoising.composition"],
     ["host"],
     ["builtin"],
     # the front doors that ask the host for a plugin by name; the modules behind models and data do not know the host
-    ["certification", "models.__init__", "data.__init__", "moments.plugins", "lirpa.operators"],
+    ["certification", "denoising", "models.__init__", "data.__init__", "moments.plugins", "lirpa.operators"],
     # these take plugins' moment rules, and plugins' bound operators
     ["certifiers.covariance", "certifiers.covariance_guided", "certifiers.bounds"],
     ["runs", "training"],

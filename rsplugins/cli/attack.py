@@ -33,6 +33,7 @@ def attack(
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "test",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     model_option: Annotated[list[str] | None, typer.Option(help="key=value for the model source; repeatable.")] = None,
+    denoiser: Annotated[str | None, typer.Option(help="Denoiser in front of the model, for noise of .25.")] = None,
     data_option: Annotated[list[str] | None, typer.Option(help="key=value for the data set; repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -59,6 +60,7 @@ def attack(
         data_root=data_root,
         split=split,
         model_options=parse_settings(model_option or (), "--model-option"),
+        denoiser=denoiser,
         data_options=parse_settings(data_option or (), "--data-option"),
         device=device,
         execution=Execution(seed=seed),

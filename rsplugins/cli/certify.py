@@ -60,6 +60,9 @@ def certify(
     model_option: Annotated[
         list[str] | None, typer.Option(help="key=value for the model source, such as pretrained=false; repeatable.")
     ] = None,
+    denoiser: Annotated[
+        str | None, typer.Option(help="Denoiser in front of the model, such as file:PATH, for the sigma of --set.")
+    ] = None,
     data_option: Annotated[
         list[str] | None,
         typer.Option(help="key=value for the data set, such as resize=256, crop=224, classes=FILE; repeatable."),
@@ -92,6 +95,7 @@ def certify(
         data_root=data_root,
         split=split,
         model_options=parse_settings(model_option or (), "--model-option"),
+        denoiser=denoiser,
         data_options=parse_settings(data_option or (), "--data-option"),
         device=device,
         execution=Execution(seed=seed, batch_size=size, dtype=width, compile=compile_, sound=sound),

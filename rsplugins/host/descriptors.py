@@ -154,6 +154,17 @@ class MomentRuleDescriptor(Descriptor):
 
 
 @dataclass(frozen=True)
+class DenoiserDescriptor(Descriptor):
+    """Where denoisers come from; ``name`` is the scheme of ``scheme:reference``.
+
+    The factory is a function ``(reference: str, **options) -> nn.Module``: from noisy raw [0, 1] pixels (B, C, H, W), and the
+    noise level (B, 1, 1, 1) where its forward takes a second argument ``sigma``, to an image of the same shape.
+    """
+
+    kind: ClassVar[str] = "denoiser"
+
+
+@dataclass(frozen=True)
 class TrainingHookDescriptor(Descriptor):
     """A training hook: the factory makes an object with the methods that ``rsplugins.training`` calls."""
 

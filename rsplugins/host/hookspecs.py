@@ -14,6 +14,7 @@ from rsplugins.host.descriptors import (
     BoundOperatorDescriptor,
     CertifierDescriptor,
     DatasetDescriptor,
+    DenoiserDescriptor,
     Descriptor,
     ModelSourceDescriptor,
     MomentRuleDescriptor,
@@ -31,6 +32,7 @@ RETURNS: dict[str, type[Descriptor]] = {
     "rsplugins_datasets": DatasetDescriptor,
     "rsplugins_bound_operators": BoundOperatorDescriptor,
     "rsplugins_moment_rules": MomentRuleDescriptor,
+    "rsplugins_denoisers": DenoiserDescriptor,
     "rsplugins_training_hooks": TrainingHookDescriptor,
 }
 """Every hook and what its list must hold, in the order of listings."""
@@ -117,6 +119,17 @@ class HookSpecs:
                         factory="my_package.moments:softplus",
                     )
                 ]
+        """
+
+    @hookspec
+    def rsplugins_denoisers(self) -> Sequence[DenoiserDescriptor]:  # type: ignore[empty-body]
+        """Return sources of denoisers, by scheme, for ``rsplugins.denoise`` and ``--denoiser``.
+
+        Example::
+
+            @rsplugins.hookimpl
+            def rsplugins_denoisers():
+                return [rsplugins.DenoiserDescriptor(name="lab", summary="our denoisers", factory="my_package.denoise:load")]
         """
 
     @hookspec

@@ -49,6 +49,7 @@ class Request:
         data_root: where data sets lie.
         split: of the data set.
         model_options: for the model source.
+        denoiser: a denoiser's reference, put in front of the model, for the noise that ``sigma`` in the settings says.
         data_options: for the data set.
         device: such as ``"cuda"``; None chooses.
         execution: how to run the model.
@@ -70,6 +71,7 @@ class Request:
     split: str = "test"
     model_options: Mapping[str, Any] = field(default_factory=dict)
     data_options: Mapping[str, Any] = field(default_factory=dict)
+    denoiser: str | None = None
     device: str | None = None
     execution: Execution = field(default_factory=Execution)
     shard: Shard | None = None
@@ -285,7 +287,7 @@ def default_directory(request: Request) -> Path:
     asked += [
         request.stride or 1,
         request.split,
-        dict(request.model_options),
+        {**request.model_options, **({"denoiser": request.denoiser} if request.denoiser else {})},
         chosen.seed,
         chosen.dtype,
         chosen.compile,
@@ -303,6 +305,7 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
     from rsplugins import models
     from rsplugins.data import DEFAULT_DATASET
     from rsplugins.data import load as load_data
+    from rsplugins.denoising.door import denoise
     from rsplugins.machine.device import choose_device
     from rsplugins.models.store import DEFAULT_MODEL
 
@@ -312,6 +315,9 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
     reference, data = request.model or f"zoo:{DEFAULT_MODEL}", request.data or DEFAULT_DATASET
     with step(f"loading the model {reference}"):
         classifier = models.load(reference, **request.model_options)
+        preparation = classifier.preparation
+        if request.denoiser is not None:
+            classifier = denoise(classifier, request.denoiser, sigma=_noise(request.settings))
         classifier.to(choose_device(request.device))
     with step(f"reading the data {data}"):
         dataset = load_data(
@@ -319,11 +325,22 @@ def _load(request: Request) -> tuple[Classifier, Dataset, tuple[str, str]]:
             root=request.data_root,
             split=request.split,
             input_size=classifier.input_size,
-            preparation=classifier.preparation,
+            preparation=preparation,
             **request.data_options,
         )
     dataset.check_classes(classifier.num_classes)
     return classifier, dataset, (reference, data)
+
+
+def _noise(settings: Mapping[str, Any]) -> float:
+    """Return the noise level of the settings, which has to be one for all methods."""
+    found = {float(value) for name, value in settings.items() if name.rpartition(".")[2] == "sigma"}
+    if len(found) > 1:
+        raise UsageError(
+            f"--denoiser needs one sigma; --set gives {len(found)}.",
+            fix="Certify at one noise level a call, with --set sigma=0.25.",
+        )
+    return found.pop() if found else 0.25
 
 
 def _select(request: Request, dataset: Dataset) -> list[int]:

@@ -208,7 +208,9 @@ def test_its_bounds_of_one_neuron_are_the_exact_ones(elu):
 
 def test_without_the_plugin_the_network_is_refused(elu):
     with pytest.raises(ParameterError, match="no bounds for layer '1' \\(ELU\\)"):
-        rsplugins.certify(network(nn.ELU()), IMAGES, "ibp")
+        rsplugins.certify(network(nn.ELU()), IMAGES, "crown")
+    (found, *_) = rsplugins.certify(network(nn.ELU()), IMAGES, "ibp")
+    assert found.function["graph"] == "torch.export"
 
 
 def test_a_network_without_its_operator_is_certified_as_before_and_does_not_import_it(elu):
@@ -261,7 +263,7 @@ def test_two_plugins_that_claim_one_operator_are_an_error_that_names_both(elu):
 def test_an_estimate_is_taken_by_etb_alone(elu):
     elu(guarantee="ESTIMATE")
     with pytest.raises(ParameterError, match="no plugin brings it for this method") as raised:
-        rsplugins.certify(network(nn.ELU()), IMAGES, "ibp")
+        rsplugins.certify(network(nn.ELU()), IMAGES, "crown")
     assert "'elu' (elu 3.1) brings it, as an estimate" in raised.value.fix
     (found, *_) = rsplugins.certify(network(nn.ELU()), IMAGES, "etb")
     assert found.guarantee is rsplugins.Guarantee.ESTIMATE
@@ -271,7 +273,7 @@ def test_an_estimate_is_taken_by_etb_alone(elu):
 def test_one_that_cannot_be_used_here_says_what_to_install(elu):
     elu(requires=("no-such-dist>=3",))
     with pytest.raises(ParameterError) as raised:
-        rsplugins.certify(network(nn.ELU()), IMAGES, "ibp")
+        rsplugins.certify(network(nn.ELU()), IMAGES, "crown")
     assert "'elu' (elu 3.1) brings it and is unavailable" in raised.value.fix
     assert "pip install 'no-such-dist>=3'" in raised.value.fix
 
