@@ -61,7 +61,7 @@ def test_behind_the_identity_nothing_changes(method):
     for one, other in zip(*both, strict=True):
         assert one.prediction == other.prediction
         # Estimates come by torch.export's graph where the normalisation is no longer the first layer.
-        off = {"ibp": 1e-4, "covariance": 5e-3, "covariance-guided": 5e-3}.get(method, 0)
+        off = {"ibp": 1e-4, "covariance": 0.02, "covariance-guided": 0.02}.get(method, 0)
         assert one.radius == pytest.approx(other.radius, abs=off)
         if method not in ("ibp", "covariance", "covariance-guided"):
             assert one.evidence == other.evidence

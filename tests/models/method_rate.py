@@ -37,7 +37,7 @@ from tests.models import wrap_rate
 LARGEST = 100e6
 EPS = 1 / 255
 LIMIT = 200
-"""Seconds that one method may take on one model, tracing and checks included."""
+"""Seconds of a processor that one method may take on one model, making the model included."""
 SIZES = (64, 96, 112, 128, 160, 192, 224, 256)
 METHODS: dict[str, dict[str, Any]] = {
     "gaussian": {"sigma": 0.25, "n0": 10, "n": 100},
@@ -145,10 +145,10 @@ def attempt(reference: str, method: str) -> dict[str, Any]:
             return {**found, "note": _LARGE}
         torch.manual_seed(wrap_rate.SEED)
         image = torch.rand(1, *found["input"])
-        start = time.perf_counter()
+        start = time.process_time()
         (certificate,) = rsplugins.certify(classifier, image, method, progress=False, **METHODS[method])
         found |= {"works": not certificate.error, "note": certificate.error or "", "radius": certificate.radius}
-        found["seconds"] = round(time.perf_counter() - start, 2)
+        found["seconds"] = round(time.process_time() - start, 2)
         found["linearised"] = certificate.evidence.get("linearised", [])
     except RspluginsError as error:
         found["note"] = " ".join(f"{error.what} {error.cause}".split())
@@ -181,7 +181,7 @@ def separately(reference: str, method: str) -> dict[str, Any]:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 2)
         os.dup2(quiet, 1)
-        signal.alarm(LIMIT)  # kills
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT + 5))  # kills
         with os.fdopen(writing, "w") as file:
             file.write(json.dumps(attempt(reference, method)))
         os._exit(0)
@@ -191,7 +191,7 @@ def separately(reference: str, method: str) -> dict[str, Any]:
     _, status = os.waitpid(child, 0)
     if text:
         return dict(json.loads(text))
-    what = f"{_OURS}: {LIMIT} s" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else "killed (memory)"
+    what = f"{_OURS}: {LIMIT} s" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU else "killed (memory)"
     return {"model": reference, "method": method, "works": False, "note": what}
 
 
