@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from rsplugins.arithmetic import full_precision
 from rsplugins.aten.graph import attribute, check_graph, exported, last_uses, name_of
 from rsplugins.aten.rules import MOVING, Call, rule_for
-from rsplugins.aten.values import Ball, Value, enclosed, lower_bounds, point, rounding_error
+from rsplugins.aten.values import Ball, Value, enclosed, is_plain, lower_bounds, point, rounding_error
 from rsplugins.certificate import Norm
 from rsplugins.double import bring, brought, copied
 from rsplugins.errors import ParameterError
@@ -70,7 +70,7 @@ class ExportedBounds:
             )
         check_graph(graph, model, self.example, "Nothing was certified.")
         self._graph, self._used = graph, last_uses(graph)
-        self._constants: dict[fx.Node, Any] = {}
+        self._constants: dict[bool, dict[fx.Node, Any]] = {False: {}, True: {}}  # with rounding, and as they come
         sizes = [value.numel() for node in graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)]
         self._largest = max([self.example.numel(), *sizes])
         with torch.no_grad():  # every operator is met once, before anything is claimed
@@ -165,7 +165,8 @@ class ExportedBounds:
         return torch.cat([lower_bounds(output, part, ball, bends=bends, chords=chords) for part in shaped])
 
     def _run(self, entry: Value, *, blocks: bool = False) -> Value:
-        values: dict[fx.Node, Any] = dict(self._constants)
+        constants = self._constants[is_plain()]
+        values: dict[fx.Node, Any] = dict(constants)
         inner: set[fx.Node] = set()  # nodes that depend on the input
         for node in self._graph.graph.nodes:
             if node in values:
@@ -174,7 +175,7 @@ class ExportedBounds:
                 values[node] = entry
                 inner.add(node)
             elif node.op == "get_attr":
-                values[node] = self._constants[node] = attribute(self._graph, str(node.target))
+                values[node] = constants[node] = attribute(self._graph, str(node.target))
             elif node.op == "output":
                 found = fx.node.map_arg(node.args[0], values.__getitem__)
                 found = found[0] if isinstance(found, (tuple, list)) else found
@@ -189,7 +190,7 @@ class ExportedBounds:
                     if blocks and name_of(node) in _LAYERS:
                         self._by_blocks(values[node])
                 else:
-                    self._constants[node] = values[node]
+                    constants[node] = values[node]
             for done in self._used.get(node, ()):
                 values.pop(done, None)
         raise AssertionError("a graph without an output")

@@ -457,4 +457,15 @@ def _padded(call: Call) -> Result:
     if not filling:
         return found
     frame = call.run(torch.zeros_like(value.low))
-    return added(found, point(frame)) if math.isfinite(filling) else None
+    if math.isfinite(filling):
+        return added(found, point(frame))
+    # Before a maximum, which never takes it; rows that do are bounded by nothing.
+    within, outside = found.carry, frame.isinf().to(frame.dtype)
+
+    def carry(rows: Tensor) -> Carried:
+        assert within is not None  # moved() gives one
+        carried = within(torch.where(outside > 0, torch.zeros_like(rows), rows))
+        takes = (rows.abs() * outside).flatten(1).sum(1) > 0
+        return Carried(carried.rows, torch.where(takes, torch.full_like(carried.number, -math.inf), carried.number))
+
+    return Value(call.run(value.low), call.run(value.high), (value,), carry, affine=True)

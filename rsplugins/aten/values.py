@@ -48,6 +48,11 @@ def as_they_come() -> Iterator[None]:
         _plain.reset(token)
 
 
+def is_plain() -> bool:
+    """Return whether this is within :func:`as_they_come`."""
+    return _plain.get()
+
+
 def growth(count: int, dtype: torch.dtype) -> float:
     """Return :func:`rsplugins.arithmetic.growth`, or 0 within :func:`as_they_come`."""
     return 0.0 if _plain.get() else arithmetic.growth(count, dtype)
