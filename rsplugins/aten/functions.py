@@ -261,14 +261,15 @@ def standardised(value: Value, how: Statistics) -> Value:
     others_least = (sums[0] - least - slack).clamp(min=0)
     others_most = sums[1] - most + slack
 
-    def at(z: Tensor, away: Tensor) -> Tensor:
+    def at(z: Tensor, away: Tensor, last: float) -> Tensor:
         own = z.square()
         rest = torch.where(away, others_least, others_most)
         if how.centred and n > 1:
             rest = torch.maximum(rest, own / (n - 1))
-        return z / ((own + rest) / n + how.eps).sqrt()
+        # Squares may overflow, and z over infinity is no bound: such an end is that of all normalised values.
+        return torch.where(torch.isfinite(own + rest), z / ((own + rest) / n + how.eps).sqrt(), torch.full_like(z, last))
 
-    ends = at(low, low < 0), at(high, high > 0)
+    ends = at(low, low < 0, -math.sqrt(n)), at(high, high > 0, math.sqrt(n))
     off = rounding_error(4 * ULPS, torch.maximum(ends[0].abs(), ends[1].abs()))
     below, above = enclosed(*ends, off)
     # What the deviations are multiplied by lies between these two.

@@ -157,7 +157,7 @@ def test_no_point_of_a_ball_lies_outside_and_methods_are_ordered(name):
     image = torch.rand(1, *SIZE, dtype=D, generator=torch.Generator().manual_seed(7))
     matrix = torch.cat([torch.eye(5, dtype=D), torch.eye(5, dtype=D)[:1] - torch.eye(5, dtype=D)[1:]]).unsqueeze(0)
     for norm in Norm:
-        for eps in (1e-3, 0.03, 0.3):
+        for eps in (1e-3, 0.3):
             reached = outputs(module, ball_points(image, eps, norm)) @ matrix[0].t()
             found = {m: network.bounds(image, eps, norm=norm, method=m, specification=matrix) for m in METHODS}
             for low, high in found.values():
@@ -173,6 +173,26 @@ def test_no_point_of_a_ball_lies_outside_and_methods_are_ordered(name):
             assert torch.allclose(low[0], outputs(module, image)[0] @ matrix[0].t(), atol=1e-8)
     small = network.bounds(image, 1e-6, method="ibp", specification=matrix)
     assert (small[1] - small[0] < 0.02).all()
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e160])
+@pytest.mark.parametrize("name", STEPS)
+def test_what_overflows_on_the_way_proves_nothing(name, scale):
+    module = seeded(STEPS[name]).double()
+    with torch.no_grad():
+        module.conv.weight.mul_(scale)
+    image = torch.rand(1, *SIZE, dtype=D, generator=torch.Generator().manual_seed(7))
+    reached = outputs(module, ball_points(image, 0.3, Norm.LINF, 20))
+    finite = reached[reached.isfinite().all(1)]
+    for dtype in (torch.float64, torch.float32):
+        try:
+            network = ExportedBounds(module, image, dtype=dtype)
+        except ParameterError:  # its outputs are no numbers, which no graph has either
+            continue
+        for method in ("ibp", "crown-ibp"):
+            low, high = network.bounds(image, 0.3, method=method)
+            assert (low <= finite).all()
+            assert (finite <= high).all()
 
 
 class Residual(nn.Module):
