@@ -252,15 +252,23 @@ class ExportedBounds:
             return target(*args, **kwargs)
 
         call = Call(name, _named(target, *sent), run, [leaves[place] for place in places])
-        rule = rule_for(call)
-        result = None if rule is None else rule(call)
-        if result is None:
-            raise no_rule(node, name)
+        result = _by_rule(node, call)
         if not constant:
             return result
         if isinstance(result, Value):
             return Value(result.low, result.high)
         return [Value(each.low, each.high) for each in result]
+
+
+def _by_rule(node: fx.Node, call: Call) -> Value | list[Value]:
+    try:
+        rule = rule_for(call)
+        result = None if rule is None else rule(call)
+    except (TypeError, ValueError, KeyError, AssertionError, NotImplementedError) as error:  # options of another form
+        raise no_rule(node, call.name) from error
+    if result is None:
+        raise no_rule(node, call.name)
+    return result
 
 
 def _floats(leaf: Any) -> bool:
@@ -274,8 +282,9 @@ def _is_exact(name: str, found: Any, sources: list[Tensor]) -> bool:
         return True
     if name in ("_to_copy", "to", "type_as"):
         return bool((found == sources[0]).all())
-    # Whole numbers, rounded down to whole numbers: below 2^24 every format holds them.
-    whole = all(bool(((part == part.round()) & (part.abs() < 2**24)).all()) for part in (*sources, found) if _floats(part))
+    # Whole numbers of whole numbers, so small that float32 holds every sum and product on the way, and rounds no quotient to one.
+    numbers = [part.double() for part in (*sources, *parts) if isinstance(part, Tensor)]
+    whole = all(part.numel() <= 2**13 and bool(((part == part.round()) & (part.abs() < 2**11)).all()) for part in numbers)
     return whole and name in ("floor_divide", "floor", "cumsum", "add", "sub", "div", "mul", "round", "ceil", "sum")
 
 

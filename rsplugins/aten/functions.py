@@ -167,6 +167,8 @@ def _softplus(options: Mapping[str, Any]) -> Shape | None:
 
 def _power(options: Mapping[str, Any]) -> Shape | None:
     exponent = options["exponent"]
+    if not isinstance(exponent, (int, float)):
+        return None
     if exponent == 2:
         return Shape(torch.square, lowest=0.0, curvature=2.0, floor=0.0)
     if exponent == 3:

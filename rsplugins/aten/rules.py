@@ -212,7 +212,7 @@ def _attention(call: Call) -> Result:
     ):
         return None
     query, key, value = (call.needed(name) for name in ("query", "key", "value"))
-    scale = a.get("scale") or query.low.shape[-1] ** -0.5
+    scale = query.low.shape[-1] ** -0.5 if a.get("scale") is None else a["scale"]
 
     def scores_of(q: Tensor, k: Tensor) -> Tensor:
         return q @ k.transpose(-2, -1)

@@ -121,6 +121,7 @@ STEPS = {
     "split": lambda: Step(lambda x: torch.cat([part.relu() for part in x.split([1, 3], 1)][::-1], 1).chunk(2, 1)[1]),
     "repeat": lambda: Step(lambda x: x.repeat(1, 2, 1, 1).relu() + x.mean(1, True).expand(1, 8, 8, 8)),
     "shuffle": lambda: Step(lambda x: F.pixel_shuffle(x, 2).relu()),
+    "flat attention": lambda: Step(lambda x: F.scaled_dot_product_attention(x, 2 * x, x, scale=0.0)),
     "token": lambda: Step(with_a_token, nn.LayerNorm(4)),
     "same padding": lambda: Step(same, nn.Conv2d(4, 4, 3, stride=2)),
     "padding with ones": lambda: Step(lambda x: F.pad(x, (1, 1), value=1.0).relu()),
@@ -322,6 +323,10 @@ def test_softmax_lies_in_its_interval_and_touches_its_ends():
         (lambda x: x.argmax(1, keepdim=True) * x, "argmax"),
         (lambda x: F.rms_norm(x, (8,)), "rms_norm"),
         (lambda x: torch.fft.fft2(x).abs(), "fft"),
+        (lambda x: torch.clamp(x, torch.zeros(8).to(x), torch.ones(8).to(x)), "clamp"),
+        (lambda x: x ** torch.arange(8).to(x), "pow"),
+        (lambda x: torch.einsum("...hw,...wh->...", x, x).expand(1, 4, 4), "einsum"),
+        (lambda x: x + torch.linspace(-1, 1, 8).to(x).cumprod(0), "cumprod"),
     ],
 )
 def test_what_no_rule_accounts_for_is_refused_by_name(step, named):
