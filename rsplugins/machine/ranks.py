@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from collections.abc import Iterable, Mapping
@@ -54,6 +55,7 @@ class Ranks:
 
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(_end)
         return self
 
     @property
@@ -70,6 +72,7 @@ class Ranks:
         if not dist.is_initialized():
             # Shares may end hours apart; a rank that dies is ended by torchrun, not by this timeout.
             dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+            atexit.register(_end)
         values: list[T | None] = [None] * self.world
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
@@ -141,3 +144,11 @@ class Ranks:
         import torch
 
         return bool(self.sum(torch.tensor([float(flag)], device=device))[0] > 0)
+
+
+def _end() -> None:
+    """End the process group before the interpreter does: its threads, left running, may abort the process at its exit."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
