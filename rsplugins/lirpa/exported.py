@@ -56,7 +56,8 @@ class CheckedBounds(ExportedBounds):
             with as_they_come():
                 return bounds(images, eps, specification)
 
-        probe(forward, bounds, self.example, norm, method=method, plain=plain)
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        probe(forward, bounds, self.example, norm, method=method, plain=plain, weights=weights)
 
     def _identity(self) -> str:
         digest = hashlib.sha256(f"{code_digest()} {self.listing} {self.model!r}".encode())

@@ -195,6 +195,7 @@ class BoundNetwork:
                 return bounds(images, eps, specification)
 
         options: dict[str, Any] = {"method": method, "estimate": _any_node_is(self.graph, "estimate"), "plain": plain}
+        options["weights"] = sum(parameter.numel() for parameter in self._model.parameters())
         try:
             probe(self._model, bounds, self._raw, norm, **options)
         except Exception as error:

@@ -18,6 +18,8 @@ EPS = (0.0, 0.001, 0.01, 0.1)
 _POINTS, _ROWS, _CHUNK = 128, 16, 32
 _PIXELS = 2**19
 """Of all points of one ball together: of larger images fewer are drawn, since each is a forward pass in float64."""
+_WEIGHTS = 2**28
+"""Weights that all points of one ball together are multiplied with, counted once a point: larger networks get fewer points."""
 _FEWEST, _FEWEST_ROWS = 2, 2
 # Of rounding, relative to the outputs; a wrong operator is off by orders of magnitude more.
 _ROUNDING = {torch.float64: 1e-6}
@@ -38,6 +40,7 @@ def probe(
     estimate: bool = False,
     halved: bool = False,
     plain: Bounds | None = None,
+    weights: int = 0,
 ) -> None:
     """Compare bounds around one drawn image with what the network does there. Deterministic; leaves global generators alone.
 
@@ -54,6 +57,7 @@ def probe(
         halved: a radius and a row at a time, to save memory.
         plain: the bounds as floating point gives them, where those that are probed are rounded outward: asked for when the
             latter are wide at eps = 0, which may be their rounding alone.
+        weights: of the network: how many it has.
 
     Raises:
         ParameterError: the bounds contradict the network.
@@ -73,7 +77,7 @@ def probe(
         found = bounds(*_questions(image, matrix, part))
         low, high = (bound.detach() for bound in found)
         for i, eps in enumerate(part):
-            points = image if eps == 0 else _points(forward, image, rows, eps, norm, generator)
+            points = image if eps == 0 else _points(forward, image, rows, eps, norm, generator, weights)
             reached = torch.cat([output[:, rows] for output in _outputs(forward, points)])
             if not _holds(low[i], high[i], reached):
                 raise _wrong(method, eps, norm)
@@ -113,10 +117,12 @@ def _outputs(forward: Forward, points: Tensor) -> Iterator[Tensor]:
             yield forward(part)
 
 
-def _points(forward: Forward, image: Tensor, rows: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:
+def _points(
+    forward: Forward, image: Tensor, rows: Tensor, eps: float, norm: Norm, generator: torch.Generator, weights: int
+) -> Tensor:
     """Draw points of the ball, half of them on its boundary, and add where the gradients of some logits point: (N, ...)."""
     size = image.numel()
-    count = max(_FEWEST, min(_POINTS, _PIXELS // size))
+    count = max(_FEWEST, min(_POINTS, _PIXELS // size, _WEIGHTS // max(weights, 1)))
     drawn = bring(torch.randn(count, size, generator=generator, dtype=torch.float64), image.device, image.dtype)
     steepest = _gradients(forward, image, rows)
     directions = _on_boundary(torch.cat([drawn, steepest, -steepest]), norm)
