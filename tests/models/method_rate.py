@@ -230,14 +230,15 @@ def main() -> None:
         PAGE.write_text(page(known()), encoding="utf-8")
 
 
-def shares(rows: dict[tuple[str, str], dict[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Return, by method, on how many networks it works and of how many."""
+def shares(rows: dict[tuple[str, str], dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
+    """Return, by method, on how many networks it works, on how many it was tried, and how many there are."""
+    small = {name for name, _ in rows} - {name for (name, _), row in rows.items() if "left out" in row["note"]}
+    tokens = {name for (name, _), row in rows.items() if row.get("attention")}
     found = {}
     for method in METHODS:
-        mine = [row for (_, name), row in rows.items() if name == method and "left out" not in row["note"]]
-        if method == "lipschitz-margin":
-            mine = [row for row in mine if not row.get("attention")]
-        found[method] = sum(row["works"] for row in mine), len(mine)
+        names = small - tokens if method == "lipschitz-margin" else small
+        mine = [rows[name, method] for name in names if (name, method) in rows]
+        found[method] = sum(row["works"] for row in mine), len(mine), len(names)
     return found
 
 
@@ -250,8 +251,8 @@ def page(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
         for name, kept in METHODS.items()
     )
     totals = [
-        f"| `{method}` | {good} of {count} | {100 * good / max(count, 1):.0f} % | {_goal(method)} |"
-        for method, (good, count) in shares(rows).items()
+        f"| `{method}` | {good} of {every} | {100 * good // max(every, 1)} % | {every - tried} | {_goal(method)} |"
+        for method, (good, tried, every) in shares(rows).items()
     ]
     tables = "\n".join(_section(rows, source) for source in ("timm:", "robustbench:"))
     return f"""# Method rate
@@ -262,14 +263,14 @@ million parameters are left out. Each is run at the smallest of {sizes} pixels t
 
 {settings}
 
-A method works when it returns a certificate without an error, whatever the radius: on random weights most are 0. What a method
-is worth on trained weights is in [performance](performance.md). The share of `lipschitz-margin` is of the networks without
+A method works when it returns a certificate without an error, whatever the radius: on random weights most are 0. Networks that
+a method was not run on yet count as if it did not work there, and have an empty cell. What a method is worth on trained weights is in [performance](performance.md). The share of `lipschitz-margin` is of the networks without
 attention over tokens, which has no Lipschitz bound.
 
 Versions: {versions}.
 
-| method | works on | share | wanted |
-| --- | ---: | ---: | ---: |
+| method | works on | share | not run yet | wanted |
+| --- | ---: | ---: | ---: | ---: |
 {chr(10).join(totals)}
 
 Seconds and the peak of the process in GiB stand where a method works; a number marked * took part with operators that were
