@@ -264,8 +264,9 @@ million parameters are left out. Each is run at the smallest of {sizes} pixels t
 {settings}
 
 A method works when it returns a certificate without an error, whatever the radius: on random weights most are 0. Networks that
-a method was not run on yet count as if it did not work there, and have an empty cell. What a method is worth on trained weights is in [performance](performance.md). The share of `lipschitz-margin` is of the networks without
-attention over tokens, which has no Lipschitz bound.
+a method was not run on yet count as if it did not work there, and have an empty cell. What a method is worth on trained weights
+is in [performance](performance.md). The share of `lipschitz-margin` is of the networks without attention over tokens, which has
+no Lipschitz bound.
 
 Versions: {versions}.
 
