@@ -30,7 +30,6 @@ _ELEMENTS = 2**25
 _BLOCK = 2**26
 """Outputs of a layer times the widest place of its block, at most, for it to be bounded by blocks."""
 
-_JOINING = ("cat", "concat", "stack")
 _FIRST = 8
 """Rows that are carried back before the others, for a verdict."""
 
@@ -239,7 +238,7 @@ class ExportedBounds:
             if _is_exact(name, found, [leaf for leaf in leaves if isinstance(leaf, Tensor)]):
                 return found
         # What stands beside a value is one itself: carrying is linear, and a constant would be lost in it.
-        lifts = constant or name in _JOINING
+        lifts = constant or name in MOVING
         leaves = [self._lifted(leaf, name, node) if lifts else self._own(leaf, name, node) for leaf in leaves]
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Value)]
         sent = tree_unflatten(leaves, tree)
@@ -264,7 +263,7 @@ def _by_rule(node: fx.Node, call: Call) -> Value | list[Value]:
     try:
         rule = rule_for(call)
         result = None if rule is None else rule(call)
-    except (TypeError, ValueError, KeyError, AssertionError, NotImplementedError) as error:  # options of another form
+    except (TypeError, ValueError, KeyError) as error:  # options of another form
         raise no_rule(node, call.name) from error
     if result is None:
         raise no_rule(node, call.name)

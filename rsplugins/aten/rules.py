@@ -30,6 +30,9 @@ from rsplugins.aten.values import (
     transposed,
 )
 
+_FORMATS = (None, torch.float32, torch.float64)
+"""In which an operator may be asked to compute or to give its result: coarser ones round to more than rounding."""
+
 Result: TypeAlias = "Value | list[Value] | None"
 
 
@@ -62,7 +65,8 @@ class Call:
     def needed(self, name: str) -> Value:
         """Return an argument that has to be there."""
         found = self.value(name)
-        assert found is not None, f"{self.name} without {name}"
+        if found is None:
+            raise KeyError(name)
         return found
 
 
@@ -74,7 +78,8 @@ def _move(call: Call) -> Result:
     tried = call.run(*(value.low for value in call.values))
     if isinstance(tried, Tensor):
         return moved(call.run, call.values[0]) if len(call.values) == 1 else _gathered(call)
-    assert len(call.values) == 1
+    if len(call.values) != 1:
+        return None
     return [moved(_place(call.run, i), call.values[0]) for i in range(len(tried))]
 
 
@@ -389,10 +394,8 @@ def _power_of(call: Call) -> Result:
 
 def _cast(call: Call) -> Result:
     """From one format to another that holds the values of the first: nothing, in exact arithmetic."""
-    kind = call.arguments.get("dtype")
-    if call.name == "type_as":
-        kind = call.needed("other").low.dtype
-    return moved(lambda v: v, call.values[0]) if kind in (None, torch.float32, torch.float64) else None
+    kind = call.needed("other").low.dtype if call.name == "type_as" else call.arguments.get("dtype")
+    return moved(lambda v: v, call.needed("self")) if kind in _FORMATS else None
 
 
 def _cumsum(call: Call) -> Result:
@@ -439,6 +442,8 @@ RULES: dict[str, Rule] = {
 
 def rule_for(call: Call) -> Rule | None:
     """Return an operator's rule; None where there is none for it, or for its options."""
+    if call.arguments.get("dtype") not in _FORMATS or (call.name == "dropout" and call.arguments.get("train")):
+        return None
     if call.name == "pow" and not isinstance(call.arguments.get("self"), Value):
         return _power_of
     if call.name == "pad":

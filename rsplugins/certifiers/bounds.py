@@ -20,7 +20,7 @@ from rsplugins.lirpa import claims
 from rsplugins.lirpa.bridge import Operators
 from rsplugins.lirpa.diagnosis import FixedBatchError, NotBoundedError
 from rsplugins.lirpa.exported import CheckedBounds
-from rsplugins.lirpa.graph import check_module
+from rsplugins.lirpa.graph import check_batch_sizes, check_module
 from rsplugins.lirpa.network import BoundNetwork
 from rsplugins.lirpa.operators import ETB, PASS_THROUGH, SOUND_ETB, PluginOperators
 from rsplugins.lirpa.search import Margins, Search
@@ -143,6 +143,7 @@ class BoundCertifier(Certifier[BoundParameters]):
         except (NotBoundedError, FixedBatchError):
             if not exported or (isinstance(self._operators, PluginOperators) and self._operators.strangers):
                 raise
+        check_batch_sizes(self.classifier, images)  # bounds there are of one image alone
         try:
             network = CheckedBounds(self.classifier, images, dtype=DTYPES[self.parameters.precision])
             self._check(network, exported)

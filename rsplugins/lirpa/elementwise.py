@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ bridge_auto_lirpa()
 from auto_LiRPA.bound_ops import BoundActivation  # noqa: E402
 
 
-class Monotone(BoundActivation):  # type: ignore[misc]  # auto-LiRPA has no types
+class Monotone(BoundActivation, ABC):  # type: ignore[misc]  # auto-LiRPA has no types
     """A function that does not fall: an interval's ends go to the ends of its image.
 
     Linear bounds are two lines a neuron, from :meth:`lines`; see there. Rounding is what any elementwise operator from outside
@@ -39,9 +40,9 @@ class Monotone(BoundActivation):  # type: ignore[misc]  # auto-LiRPA has no type
             self.relaxed = False
         return [*found, *((None, None) for _ in constants)], low, high
 
+    @abstractmethod
     def lines(self, low: Tensor, high: Tensor, *ends: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return slope and offset of a line below the function on [low, high], and of one above it."""
-        raise NotImplementedError
 
 
 class BoundErf(Monotone):

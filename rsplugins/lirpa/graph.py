@@ -188,6 +188,21 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
             setattr(parent, name, child)
 
 
+def check_batch_sizes(module: nn.Module, example: Tensor) -> None:
+    """Run a module on batches of 1, 2 and 3: an image's output may depend neither on the others nor on how many there are.
+
+    Args:
+        module: in the dtype that it is deployed in.
+        example: one or more inputs, for their shape.
+
+    Raises:
+        UsageError: it does, the module is random, or it runs for one batch size only.
+    """
+    like = next((tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()), example)
+    pair = bring(example[:1].detach(), like.device, like.dtype).expand(2, *example.shape[1:]).contiguous()
+    _check_batch_sizes(module, None, pair, None)
+
+
 def _check_batch_sizes(
     module: nn.Module,
     graph: Any,

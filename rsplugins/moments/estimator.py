@@ -18,6 +18,7 @@ from rsplugins.certifier import LARGEST_SIGMA, CertifierParameters, Input
 from rsplugins.classifier import Classifier
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.diagnosis import FixedBatchError, NotBoundedError
+from rsplugins.lirpa.graph import check_batch_sizes
 from rsplugins.moments.channel import Channel
 from rsplugins.moments.claims import KEPT
 from rsplugins.moments.exported import ExportedNetwork
@@ -131,6 +132,7 @@ class Estimator:
             # A trace for one batch size is no hindrance: images go one by one there. What else is wrong, is wrong there too.
             if not free:
                 raise
+            check_batch_sizes(self.classifier, images)  # moments there are of one image alone
             return ExportedNetwork(self.classifier, images, rank=p.rank)
         try:
             network.check_rules()

@@ -122,6 +122,7 @@ STEPS = {
     "repeat": lambda: Step(lambda x: x.repeat(1, 2, 1, 1).relu() + x.mean(1, True).expand(1, 8, 8, 8)),
     "shuffle": lambda: Step(lambda x: F.pixel_shuffle(x, 2).relu()),
     "flat attention": lambda: Step(lambda x: F.scaled_dot_product_attention(x, 2 * x, x, scale=0.0)),
+    "constants beside": lambda: Step(lambda x: x + 2 * torch.ones(1, 8).type_as(x).cumsum(1).expand_as(x)),
     "token": lambda: Step(with_a_token, nn.LayerNorm(4)),
     "same padding": lambda: Step(same, nn.Conv2d(4, 4, 3, stride=2)),
     "padding with ones": lambda: Step(lambda x: F.pad(x, (1, 1), value=1.0).relu()),
@@ -317,6 +318,9 @@ def test_softmax_lies_in_its_interval_and_touches_its_ends():
     [
         (lambda x: x.sort(1).values, "sort"),
         (lambda x: x.half().to(x.dtype), "_to_copy"),
+        (lambda x: x.softmax(1, dtype=torch.float16).to(x.dtype), "softmax"),
+        (lambda x: x.mean(1, True, dtype=torch.bfloat16).to(x.dtype), "mean"),
+        (lambda x: F.dropout(x, 0.1, training=True), "something else"),
         (lambda x: x.cumprod(1), "cumprod"),
         (lambda x: torch.where(x > 0.3, x, 2 * x), "gt"),
         (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), "scaled_dot_product_attention"),

@@ -130,6 +130,27 @@ def test_intervals_come_from_the_exported_graph_there(case, method):
     assert (classes == found.prediction).all()
 
 
+class OtherForSeveral(nn.Module):
+    """Another function of a batch than of an image alone, which the trace of one image cannot show."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        self.norm, self.end = nn.GroupNorm(1, 3) if norm else nn.Identity(), nn.Linear(192, 4)
+
+    def forward(self, x):
+        y = self.end(self.norm(x).flatten(1))
+        return y if len(x) == 1 else -y
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "sound-etb", "covariance"])
+def test_a_network_that_counts_its_images_is_refused_by_both_roads(method, norm):
+    classifier = rsplugins.wrap(settle(OtherForSeveral(norm)), input_size=(3, 8, 8))
+    with pytest.raises(UsageError, match=r"Nothing was certified|batch size"):
+        rsplugins.certify(classifier, IMAGES[:1].float(), method, **({"sigma": 0.25} if method == "covariance" else {}))
+
+
 def test_a_layer_is_blamed_for_the_batch_size_only_where_it_fixes_it():
     class Fixed(nn.Module):
         def forward(self, x):
