@@ -111,6 +111,16 @@ def threat(name: object) -> Norm | Threat:
     return Threat(name) if name in {str(each) for each in Threat} else Norm(name)
 
 
+def axis_text(name: str) -> str:
+    """Return what a radius of a norm or threat is, for axes and columns.
+
+    Example:
+        >>> axis_text("l2"), axis_text("patch")
+        ('l2 radius on raw [0, 1] pixels', 'side of a patch in pixels')
+    """
+    return "side of a patch in pixels" if name == str(Threat.PATCH) else f"{name} radius on raw [0, 1] pixels".strip()
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a certifier's ``claim`` function reads out of evidence, without the model.
@@ -209,8 +219,13 @@ class Certificate:
         if self.guarantee is Guarantee.NONE:
             return f"input {self.index}: class {self.prediction} (no guarantee)"
         if self.radius == 0 and self.guarantee.certifies:
-            return f"input {self.index}: class {self.prediction}, no certified {self.norm} radius ({self.guarantee}{confidence})"
+            what = f"{self.norm} radius" if self.norm.is_lp else str(self.norm)
+            return f"input {self.index}: class {self.prediction}, no certified {what} ({self.guarantee}{confidence})"
         # Rounded down: the usual print would claim more than was proven.
         digits = round_down(self.radius, 6) if isfinite(self.radius) else self.radius
+        if not self.norm.is_lp:
+            return (
+                f"input {self.index}: class {self.prediction}, {verb} {self.norm} side {self.radius:g} pixels ({self.guarantee})"
+            )
         radius = f"{verb} {self.norm} radius {digits}"
         return f"input {self.index}: class {self.prediction}, {radius} ({self.guarantee}{confidence})"

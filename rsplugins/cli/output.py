@@ -74,7 +74,8 @@ def print_runs(runs: Sequence[Run]) -> None:
         _add_group(table, title, members, labels, radii)
     console.print(table)
     console.print(
-        "accuracy and r=...: percent of all inputs that are right with at least that radius on raw [0, 1] pixels; "
+        "accuracy and r=...: percent of all inputs that are right with at least that radius on raw [0, 1] pixels "
+        "(of patches, their side in pixels); "
         "clean: the model itself, without noise, on the same inputs; "
         "ACR: average certified radius over all inputs, 0 where wrong or abstained; n and sigma are in the report",
         style="dim",

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from rsplugins.certificate import axis_text
 from rsplugins.runs.rows import Row
 from rsplugins.runs.run import Run
 from rsplugins.runs.summary import summarise
@@ -66,7 +67,7 @@ def curve_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fig
         axes.step(xs, ys, where="pre", color=COLOURS[number % len(COLOURS)], linestyle=style, linewidth=1.8, label=label)
     label = next((_LABELS.get(str(summary["guarantee"]), "") for summary in summaries), "") or "certified accuracy"
     norm = next((summary["norm"] for summary in summaries if summary["norm"]), "")
-    axes.set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
+    axes.set_xlabel(axis_text(norm))
     axes.set_ylabel(label)
     axes.set_xlim(0, end)
     axes.set_ylim(0, 1)
@@ -104,7 +105,7 @@ def radius_figure(runs: Sequence[Run], names: Sequence[str] | None = None) -> Fi
         axes.set_xlim(0, end)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     norm = next((summarise(run)["norm"] for run in runs if summarise(run)["norm"]), "")
-    grid[-1, 0].set_xlabel(f"{norm} radius on raw [0, 1] pixels".strip())
+    grid[-1, 0].set_xlabel(axis_text(norm))
     return figure
 
 

@@ -107,8 +107,10 @@ def result_tables(runs: Sequence[Run], names: Sequence[str] | None = None) -> li
         what = next(
             (text for kind, text in _COUNTED.items() if title.startswith(kind)), "at the estimated radius (no certificates)"
         )
+        patches = summarise(members[0])["norm"] == str(Threat.PATCH)
+        units = "in pixels of the patch's side" if patches else "on raw [0, 1] pixels"
         note = (
-            f"Columns r: the percentage of all inputs that are classified correctly {what}, on raw [0, 1] pixels. "
+            f"Columns r: the percentage of all inputs that are classified correctly {what}, {units}. "
             f"{mean}: the average radius over all inputs, 0 where wrong, abstained or failed. "
             "clean accuracy: of the model without noise, on the same inputs. Printed numbers are rounded down."
         )

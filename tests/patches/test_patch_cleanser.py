@@ -185,6 +185,12 @@ def test_images_outside_of_0_to_1_and_videos_are_refused():
         certify(Linear(0), 3 * pictures(2), patch=2, masks=2)
 
 
+def test_a_side_is_printed_in_pixels():
+    found = {str(one) for one in certify(Linear(0, steady=True), pictures(12), patch=2, masks=2)}
+    assert any("certified patch side 2.000000 pixels (deterministic)" in text for text in found)
+    assert not any("radius" in text for text in found)
+
+
 def test_it_is_a_run_like_any_other(tmp_path):
     classifier = rsplugins.wrap(Linear(0), input_size=SIZE)
     data = rsplugins.data.Dataset.from_arrays(pictures(6), [0, 1, 2, 0, 1, 2])
