@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import rsplugins
 from rsplugins.aten.bounds import METHODS, ExportedBounds
 from rsplugins.aten.functions import SHAPES, Shape, Statistics, apply, softmax, standardised
-from rsplugins.aten.values import Value, as_they_come, lower_bounds, point
+from rsplugins.aten.values import Value, as_they_come, lower_bounds, multiplied, point
 from rsplugins.certificate import Norm
 from rsplugins.errors import ParameterError
 from rsplugins.lirpa.exported import CheckedBounds
@@ -381,3 +381,18 @@ def test_constants_are_points_and_values_number_themselves():
     one, two = point(torch.ones(2)), point(torch.ones(2))
     assert one.is_point
     assert one.number < two.number
+
+
+def test_a_product_s_remainder_is_in_its_rows():
+    # x y over the square [0, 1]^2: the tangent at the centre is above the product at two corners by 1/4.
+    one, two = (Value(torch.zeros(1).double(), torch.ones(1).double()) for _ in range(2))
+    found = multiplied(one, two)
+    for sign, least in ((1.0, -0.5), (-1.0, -1.0)):
+        carried = found.carry(torch.full((1, 1), sign, dtype=D))
+        line = [
+            float(carried.rows[0][0, 0] * x + carried.rows[1][0, 0] * y + carried.number[0]) - sign * x * y
+            for x in (0.0, 0.5, 1.0)
+            for y in (0.0, 0.5, 1.0)
+        ]
+        assert max(line) <= 0
+        assert min(line) >= least
