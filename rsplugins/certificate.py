@@ -223,9 +223,5 @@ class Certificate:
             return f"input {self.index}: class {self.prediction}, no certified {what} ({self.guarantee}{confidence})"
         # Rounded down: the usual print would claim more than was proven.
         digits = round_down(self.radius, 6) if isfinite(self.radius) else self.radius
-        if not self.norm.is_lp:
-            return (
-                f"input {self.index}: class {self.prediction}, {verb} {self.norm} side {self.radius:g} pixels ({self.guarantee})"
-            )
-        radius = f"{verb} {self.norm} radius {digits}"
+        radius = f"{verb} {self.norm} radius {digits}" if self.norm.is_lp else f"{verb} {self.norm} side {digits} pixels"
         return f"input {self.index}: class {self.prediction}, {radius} ({self.guarantee}{confidence})"
