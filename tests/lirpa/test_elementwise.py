@@ -71,3 +71,9 @@ def test_certificates_name_no_plugin_of_others():
     (found,) = rsplugins.certify(rsplugins.wrap(model, input_size=(1, 4, 4)), torch.rand(1, 1, 4, 4), "crown", progress=False)
     assert str(found.guarantee) == "deterministic"
     assert found.radius > 0
+
+
+def test_a_hard_sigmoid_that_falls_is_refused():
+    # torch has none; an exporter's attribute could say so, and the rising lines would be wrong for it.
+    with pytest.raises(NotImplementedError, match="falls"):
+        elementwise.BoundHardSigmoid({"alpha": -0.2}, [], 0, {})
