@@ -255,6 +255,8 @@ def rsplugins_training_hooks() -> list[TrainingHookDescriptor]:
         "etb": ("bounding:EtbTraining", "expected tight bounds, block by block; a surrogate, not sound"),
         "sound-etb": ("bounding:SoundEtbTraining", "sound expected tight bounds, never wider than interval bounds"),
         "etb-released": ("bounding:EtbReleasedTraining", "ETB as in the released code: one masked Jacobian"),
+        "denoise": ("denoising:Denoising", "train a denoiser in front of a classifier by squared error"),
+        "denoise-stability": ("denoising:DenoisingStability", "train a denoiser to keep the class (Salman et al. 2020)"),
         "mail-trades": ("gairat:MailTrades", "TRADES weighted by the probability margin"),
     }
     return [
@@ -265,11 +267,18 @@ def rsplugins_training_hooks() -> list[TrainingHookDescriptor]:
 
 @hookimpl
 def rsplugins_denoisers() -> list[DenoiserDescriptor]:
-    """Denoisers in files."""
+    """Denoisers of the zoo, of the diffusers library, and in files."""
     return [
+        DenoiserDescriptor(name="zoo", summary="denoisers of this project's zoo", factory="rsplugins.models.zoo:load_denoiser"),
+        DenoiserDescriptor(
+            name="diffusers",
+            summary="one step of an unconditional diffusion model (Carlini et al. 2023), from a folder or the hub",
+            factory="rsplugins.denoising.diffusion:load",
+            requires=("diffusers>=0.30",),
+        ),
         DenoiserDescriptor(
             name="file",
-            summary="a residual denoiser in a safetensors file, as rsplugins.denoising.network.save writes it",
+            summary="a U-Net in a safetensors file, as rsplugins.denoising.network.save writes it",
             factory="rsplugins.denoising.network:load",
-        )
+        ),
     ]

@@ -54,7 +54,7 @@ def list_(as_json: Json = False) -> None:
         table.add_column(heading, no_wrap=heading != "summary", justify="right" if heading == "kB" else "left")
     for _, manifest in found:
         size = sum(weights.bytes for weights in manifest.weights)
-        trained = manifest.training.device if manifest.training else "no weights"
+        trained = manifest.training.device if manifest.training else "no weights" if manifest.no_weights else "by others"
         table.add_row(manifest.id, trained, f"{size / 1000:,.0f}" if size else "", manifest.summary)
     Console(highlight=False, width=None if _is_terminal() else 160).print(table)
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rsplugins.classifier import Classifier
 from rsplugins.errors import OutputValueError, ParameterError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SANE = 5.0
 """How many standard deviations of the noise denoised pixels may lie outside of [-1, 2]; further out is another scale."""
@@ -28,12 +32,30 @@ class Denoised(nn.Module):
         classifier: raw pixels to logits, its normalisation inside.
         sigma: the noise level that the denoiser is told, and made for.
         reference: where the denoiser comes from, for records.
+        frozen: whether the classifier is another model, which stays as it is while the denoiser is trained, and whose weights
+            are stored elsewhere.
     """
 
-    def __init__(self, denoiser: nn.Module, classifier: Classifier, sigma: float, reference: str = "") -> None:
+    elsewhere: tuple[str, ...] = ()
+    """Prefixes in the state of what is another model, and not stored with this one."""
+
+    def __init__(
+        self, denoiser: nn.Module, classifier: Classifier, sigma: float, reference: str = "", *, frozen: bool = False
+    ) -> None:
         super().__init__()
         self.denoiser, self.classifier = denoiser, classifier
         self.sigma, self.reference, self.takes_sigma = float(sigma), reference, takes_sigma(denoiser)
+        self.frozen = frozen
+        if frozen:
+            self.elsewhere = ("classifier.",)
+            classifier.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the denoiser, and of the classifier where it is not frozen."""
+        super().train(mode)
+        if self.frozen:
+            self.classifier.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (B, K) of noisy raw pixels."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rsplugins.errors import ParameterError, UnknownNameError
 from rsplugins.lipschitz.orthogonal import orthogonal_network
+
+if TYPE_CHECKING:
+    from rsplugins.classifier import Classifier
 
 
 def digits_cnn(num_classes: int = 10, width: int = 32) -> nn.Module:
@@ -211,9 +214,33 @@ def latent_cifar10(num_classes: int = 10, width: int = 128, small: bool = False,
     return orthogonal_network(size, num_classes=num_classes, width=width, parametrised=orthogonal)
 
 
+def denoised(num_classes: int, classifier: Classifier, sigma: float = 0.25, **arguments: Any) -> nn.Module:
+    """A denoiser in front of another model, which stays as it is: what a recipe of a denoiser trains.
+
+    Args:
+        num_classes: of the classifier.
+        classifier: a model; recipes and manifests name it, ``"zoo:ID"``.
+        sigma: the noise level that the denoiser is told where the whole is called.
+        arguments: of :class:`rsplugins.denoising.network.UNetDenoiser`.
+
+    Raises:
+        ParameterError: the classifier has another number of classes than the data.
+    """
+    from rsplugins.denoising.composition import Denoised
+    from rsplugins.denoising.network import UNetDenoiser
+
+    if classifier.num_classes not in (None, num_classes):
+        raise ParameterError(
+            f"The classifier behind the denoiser has {classifier.num_classes} classes, and the data {num_classes}.",
+            fix="Name the classifier of these data, or data with a folder for each of its classes.",
+        )
+    return Denoised(UNetDenoiser(**arguments), classifier, sigma, frozen=True)
+
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "cifar_medium": cifar_medium,
     "cifar_small": cifar_small,
+    "denoised": denoised,
     "digits_cnn": digits_cnn,
     "fast_cifar": fast_cifar,
     "latent_cifar10": latent_cifar10,

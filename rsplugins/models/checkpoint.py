@@ -178,6 +178,12 @@ def _count(value: Any) -> int:
     return sum(map(_count, inner))
 
 
+def own_state(module: nn.Module) -> State:
+    """Return a network's state without what it says is another model's, in an attribute ``elsewhere``: prefixes of names."""
+    elsewhere: tuple[str, ...] = getattr(module, "elsewhere", ())
+    return {name: value for name, value in module.state_dict().items() if not name.startswith(elsewhere)}
+
+
 def fit(module: nn.Module, state: Mapping[str, Tensor], source: str, match: str = "name") -> None:
     """Load a state dict into a network, all of it; half-precision weights become the network's own dtype.
 
@@ -195,7 +201,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], source: str, match: str 
         ParameterError: another ``match``.
         CheckpointError: missing or unexpected keys (the first few), or shapes that differ.
     """
-    own = module.state_dict()
+    own = own_state(module)
     if match not in ("name", "order"):
         raise ParameterError(f"match is {match!r}.", fix='Use "name" or "order".')
     by_order = _in_order(state, own, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,34 @@ class Weights(_Part):
     bytes: int = Field(gt=0)
     dtype: Literal["float16", "bfloat16", "float32"] = "float32"
     """As stored; computed in float32 after loading."""
+
+
+class Package(_Part):
+    """Weights that lie in a package of the registry, not in the zoo."""
+
+    distribution: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    version: str = Field(pattern=r"^\d[\w.+!-]*$")
+    file: str = Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$")
+    """Below the folder that packages are installed in."""
+    sha256: str = Field(pattern=_SHA256)
+    bytes: int = Field(gt=0)
+    keys: Literal["name", "order"] = "name"
+    """How the file's tensors become the network's: by name, or in order, each of its place's shape and kind."""
+    data: str = Field(min_length=1)
+    """A reference of ``rsplugins.data.load`` to the kind of images that it was trained on."""
+
+    @property
+    def requirement(self) -> str:
+        """What pip installs."""
+        return f"{self.distribution}=={self.version}"
+
+    def is_installed(self) -> bool:
+        """Return whether it is there, in whatever release."""
+        try:
+            metadata.distribution(self.distribution)
+        except metadata.PackageNotFoundError:
+            return False
+        return True
 
 
 class Licences(_Part):
@@ -131,6 +160,8 @@ class Manifest(_Part):
         source: where the weights come from.
         no_weights: why there are none, and which data are needed to make them.
         function_sha256: ``Classifier.fingerprint()`` of the loaded model: what the evidence has to be about.
+        recipe: how it was trained; none where the weights come in a package.
+        package: the package of the registry that holds the weights.
         weights: the files, or none when ``no_weights`` says why.
     """
 
@@ -144,20 +175,32 @@ class Manifest(_Part):
     licences: Licences
     input: InputSpec
     architecture: Architecture
-    recipe: RecipeFile
+    recipe: RecipeFile | None = None
+    package: Package | None = None
     weights: tuple[Weights, ...] = ()
     training: Training | None = None
     results: tuple[Result, ...] = ()
 
     @model_validator(mode="after")
     def _weights_or_reason(self) -> Manifest:
-        if bool(self.weights) == bool(self.no_weights):
-            raise ValueError("give weights, or say in no_weights why there are none")
-        if self.weights and (self.training is None or not self.function_sha256):
-            raise ValueError("weights need a training section and function_sha256")
-        if self.results and not self.weights:
+        if bool(self.weights) + bool(self.no_weights) + (self.package is not None) != 1:
+            raise ValueError("give weights, or a package that has them, or say in no_weights why there are none")
+        if self.weights and self.training is None:
+            raise ValueError("weights need a training section")
+        if not self.no_weights and not self.function_sha256:
+            raise ValueError("weights need function_sha256")
+        if (self.recipe is None) != (self.package is not None):
+            raise ValueError("give the recipe, or the package that holds the weights")
+        if self.results and self.no_weights:
             raise ValueError("results need weights")
         return self
+
+    @property
+    def data(self) -> str:
+        """The data set, as a reference of ``rsplugins.data.load``."""
+        about = self.package or self.recipe
+        assert about is not None  # one of them is there, or the manifest is refused
+        return about.data
 
 
 def read(path: Path) -> Manifest:

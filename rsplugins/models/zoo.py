@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from rsplugins.classifier import Classifier, wrap
 from rsplugins.errors import CheckpointError
-from rsplugins.models import architectures, checkpoint, store
+from rsplugins.models import architectures, checkpoint, package, store
 from rsplugins.models import manifest as manifests
 from rsplugins.models.files import check_file, sha256
 
@@ -40,8 +45,76 @@ def load_folder(folder: Path, name: str = "") -> Classifier:
     """
     manifest = manifests.read(folder)
     name = name or manifest.id
-    if not manifest.weights:
+    if manifest.no_weights:
         raise CheckpointError(f"zoo:{name} has no weights: {manifest.no_weights}", fix="Train it with its recipe.")
+    about, spec = manifest.architecture, manifest.input
+    _check_architecture(about, name)
+    if manifest.package is None:
+        state, match = _stored(folder, manifest), "name"
+    else:
+        state, match = package.read(manifest.package), manifest.package.keys
+    module = network(about.name, num_classes=about.num_classes, **about.arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*put .* tensors in by their order")  # the function's digest is checked
+        checkpoint.fit(module, state, f"zoo:{name}", match)
+    classifier = wrap(
+        module,
+        mean=spec.mean,
+        std=spec.std,
+        input_size=spec.shape,
+        num_classes=about.num_classes,
+        resize=spec.resize,
+        source=f"zoo:{name}",
+    )
+    if manifest.package is not None and classifier.fingerprint() != manifest.function_sha256:
+        raise CheckpointError(f"zoo:{name}: the weights, put together, are not the function of the manifest.")
+    return classifier
+
+
+def network(name: str, *, num_classes: int, load: Callable[[str], Classifier] | None = None, **arguments: Any) -> nn.Module:
+    """Build a network as a recipe or a manifest says it: where its arguments name another model, that one is loaded.
+
+    Args:
+        name: see :func:`rsplugins.models.architectures.resolve`.
+        num_classes: of the data.
+        load: what ``classifier``, a reference, is loaded with; by default models of the zoo alone.
+        arguments: of the architecture.
+
+    Raises:
+        CheckpointError: a manifest names a model that is not in the zoo.
+    """
+    reference = arguments.get("classifier")
+    if isinstance(reference, str):
+        if load is None and not reference.startswith("zoo:"):
+            raise CheckpointError(
+                f"The model behind the denoiser is {reference!r}, which is not loaded.",
+                cause="a manifest may come from anywhere, and names models of the zoo alone.",
+                fix="Load that model yourself: rsplugins.denoise(rsplugins.load(...), DENOISER, sigma=...).",
+            )
+        found = load(reference) if load is not None else load_folder(store.find(reference.removeprefix("zoo:")))
+        arguments = {**arguments, "classifier": found}
+    return architectures.build(name, num_classes=num_classes, **arguments)
+
+
+def load_denoiser(reference: str) -> nn.Module:
+    """Load a denoiser of the zoo: that of a model made of a denoiser and a classifier.
+
+    Args:
+        reference: its id.
+
+    Raises:
+        UnknownNameError: no such model; with a did-you-mean.
+        CheckpointError: it has no denoiser.
+    """
+    module = load(reference).module
+    denoiser = getattr(module, "denoiser", None)
+    if not isinstance(denoiser, nn.Module):
+        raise CheckpointError(f"zoo:{reference} is a classifier without a denoiser.", fix="`rsplugins zoo list` has the others.")
+    return denoiser
+
+
+def _stored(folder: Path, manifest: manifests.Manifest) -> checkpoint.State:
+    """Return the weights that lie in a model's folder, when they are those of its manifest."""
     state: checkpoint.State = {}
     again = "Delete the model's folder and run `rsplugins zoo fetch SOURCE` with where it came from."
     for weights in manifest.weights:
@@ -56,21 +129,7 @@ def load_folder(folder: Path, name: str = "") -> Classifier:
                 fix=again,
             )
         state |= checkpoint.read(path)
-    _check_architecture(manifest.architecture, name)
-    network = architectures.build(
-        manifest.architecture.name, num_classes=manifest.architecture.num_classes, **manifest.architecture.arguments
-    )
-    checkpoint.fit(network, state, f"zoo:{name}")
-    spec = manifest.input
-    return wrap(
-        network,
-        mean=spec.mean,
-        std=spec.std,
-        input_size=spec.shape,
-        num_classes=manifest.architecture.num_classes,
-        resize=spec.resize,
-        source=f"zoo:{name}",
-    )
+    return state
 
 
 def _check_architecture(about: manifests.Architecture, name: str) -> None:

@@ -28,20 +28,11 @@ from torch import Tensor, nn
 from rsplugins.checks import named_layer
 from rsplugins.classifier import checksum
 from rsplugins.double import dense_parts, sizes
+from rsplugins.watch.state import LIBRARIES
 
 _MACHINERY = frozenset(vars(nn.Module())) - {"training"}
 """What torch keeps in a module, hooks and layers among it, which are looked at by name."""
-_KNOWN = frozenset(sys.stdlib_module_names) | {
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "rsplugins",
-    "functorch",
-    "pydantic",
-    "pydantic_core",
-}
+_KNOWN = frozenset(sys.stdlib_module_names) | LIBRARIES | {"functorch", "pydantic", "pydantic_core"}
 """Packages whose functions and classes keep no state of a model; what a model keeps in their objects is looked at."""
 _REDUCIBLE = frozenset({"builtins", "itertools", "collections", "array", "random", "_random", "numpy", "_io"})
 _DEEPEST = 10

@@ -13,6 +13,7 @@ import torch
 
 from rsplugins.errors import RunError, UsageError
 from rsplugins.machine.files import whole, write_whole
+from rsplugins.models.checkpoint import own_state
 from rsplugins.provenance import processor
 from rsplugins.training.recipe import Recipe
 
@@ -75,7 +76,7 @@ def save_model(directory: Path, module: torch.nn.Module) -> dict[str, Any]:
     """Save the weights as safetensors, and return the file's name, sha256 and size."""
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in own_state(module).items()}
     data = save(state, metadata={"format": "pt"})
     write_whole(directory / MODEL, data)
     return {"file": MODEL, "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

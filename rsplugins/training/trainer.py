@@ -21,8 +21,9 @@ from rsplugins.machine.device import choose_device, device_name
 from rsplugins.machine.files import write_whole
 from rsplugins.machine.progress import Progress, Silent, for_stream
 from rsplugins.machine.ranks import Ranks
-from rsplugins.models import architectures
+from rsplugins.models import load
 from rsplugins.models.manifest import stored
+from rsplugins.models.zoo import network
 from rsplugins.provenance import versions
 from rsplugins.stopping import Stop, note
 from rsplugins.training import files
@@ -337,7 +338,7 @@ def build_classifier(recipe: Recipe, table: Table, module: nn.Module | None = No
     if module is None:
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed(recipe.seed))
-            module = architectures.build(settings.architecture, num_classes=table.num_classes, **settings.arguments)
+            module = network(settings.architecture, num_classes=table.num_classes, load=load, **settings.arguments)
     return Classifier(
         module,
         mean=settings.mean,

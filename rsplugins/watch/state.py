@@ -20,11 +20,14 @@ from rsplugins.watch.taint import digest
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.Size, torch.dtype, torch.device)
 _SEQUENCES = (list, tuple, set, frozenset, collections.deque)
-_LIBRARIES = {
+LIBRARIES = {
     "torch",
     "rsplugins",
     "torchvision",
     "timm",
+    "tqdm",
+    "diffusers",
+    "huggingface_hub",
     "numpy",
     "scipy",
     "einops",
@@ -99,7 +102,7 @@ class _Reader:
         if isinstance(value, dict):
             pairs = itertools.islice(value.items(), _ITEMS)
             return kind, len(value), [(self.plain(key, depth + 1), self.plain(item, depth + 1)) for key, item in pairs]
-        if callable(value) or type(value).__module__.partition(".")[0] in _LIBRARIES:
+        if callable(value) or type(value).__module__.partition(".")[0] in LIBRARIES:
             return kind
         return kind, [(key, self.plain(item, depth + 1)) for key, item in getattr(value, "__dict__", {}).items()]
 
@@ -137,7 +140,7 @@ def _classes(module: nn.Module) -> list[type]:
 
 
 def _is_library(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).partition(".")[0] in _LIBRARIES
+    return str(getattr(value, "__module__", "")).partition(".")[0] in LIBRARIES
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, Any]]:

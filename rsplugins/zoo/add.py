@@ -153,7 +153,7 @@ def _sealed(run: RunManifest, records: Iterable[Record]) -> dict[str, str]:
 
 def _reference(run: RunManifest, manifest: manifests.Manifest) -> str:
     """Return how the run's data are named: as in the recipe where they are the recipe's, whose place differs by machine."""
-    own, name, reference = manifest.recipe.data, str(run.data.get("name", "")), str(run.data["reference"])
+    own, name, reference = manifest.data, str(run.data.get("name", "")), str(run.data["reference"])
     kind, _, folder = own.partition(":")
     if name.partition(":")[0] != kind:
         return reference
@@ -220,10 +220,11 @@ def write(folder: Path, manifest: manifests.Manifest) -> Path:
 
 def _classifier(trained: Path, record: Mapping[str, Any]) -> Any:
     from rsplugins.classifier import Classifier
-    from rsplugins.models import architectures, checkpoint
+    from rsplugins.models import checkpoint
+    from rsplugins.models.zoo import network as build
 
     about, spec = record["architecture"], record["input"]
-    network = architectures.build(about["name"], num_classes=about["num_classes"], **about["arguments"])
+    network = build(about["name"], num_classes=about["num_classes"], **about["arguments"])
     checkpoint.fit(network, checkpoint.read(trained / "model.safetensors"), str(trained))
     return Classifier(
         network, mean=spec["mean"], std=spec["std"], input_size=spec["shape"], num_classes=about["num_classes"]

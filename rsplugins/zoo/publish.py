@@ -31,6 +31,8 @@ def publish(folder: Path, out: Path) -> Path:
         UsageError: the model has no weights, its numbers do not follow from its records, or ``out`` holds something.
     """
     manifest = manifests.read(folder)
+    if manifest.recipe is None:
+        raise UsageError(f"{manifest.id} is not published: its weights are others', in a package of theirs.")
     if not manifest.weights:
         raise UsageError(f"{manifest.id} has no weights to publish: {manifest.no_weights}")
     problems = verify(folder, quick=True).problems

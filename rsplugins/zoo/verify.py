@@ -65,7 +65,7 @@ def verify(folder: Path, *, quick: bool = False, data_root: Path | None = None) 
     report.problems += [*_names(folder, manifest), *_weights(folder, manifest), *_licences(manifest)]
     report.problems += _numbers(folder, manifest)
     report.numbers = len(manifest.results)
-    if not manifest.weights:
+    if manifest.no_weights:
         report.notes.append(f"no weights: {manifest.no_weights}")
     elif not quick and not report.problems:
         _run_again(folder, manifest, data_root, report)
@@ -75,6 +75,8 @@ def verify(folder: Path, *, quick: bool = False, data_root: Path | None = None) 
 def _names(folder: Path, manifest: Manifest) -> Iterator[str]:
     if folder.name != manifest.id:
         yield f"the folder is named {folder.name}, the model {manifest.id}"
+    if manifest.recipe is None:
+        return
     recipe = folder / manifest.recipe.file
     if not recipe.is_file():
         yield f"{recipe.name} is missing"
@@ -94,7 +96,7 @@ def _recipe(recipe: dict[str, Any], manifest: Manifest) -> Iterator[str]:
     data, model, training = recipe["data"], recipe["model"], manifest.training
     arguments = manifests.stored(model.get("arguments", {}))
     said: list[tuple[str, Any, Any]] = [
-        ("recipe.data", manifest.recipe.data, data["name"]),
+        ("recipe.data", manifest.data, data["name"]),
         ("architecture.name", manifest.architecture.name, model["architecture"]),
         ("architecture.arguments", manifest.architecture.arguments, arguments),
         ("input.mean", manifest.input.mean, model.get("mean")),
@@ -135,9 +137,9 @@ def _licences(manifest: Manifest) -> Iterator[str]:
     for name, text in manifest.licences:
         if re.fullmatch(r"\s*|unknown|todo|tbd|\?+", text, re.IGNORECASE):
             yield f"licences.{name} is {text!r}"
-    terms = terms_of(manifest.recipe.data)
+    terms = terms_of(manifest.data)
     if terms is not None and manifest.licences.data != terms:
-        yield f"licences.data is {manifest.licences.data!r}; what is known of {manifest.recipe.data}: {terms!r}"
+        yield f"licences.data is {manifest.licences.data!r}; what is known of {manifest.data}: {terms!r}"
 
 
 def _numbers(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -190,6 +192,9 @@ def _run_again(folder: Path, manifest: Manifest, data_root: Path | None, report:
     from rsplugins.models.zoo import load_folder
     from rsplugins.zoo import sample
 
+    if manifest.package is not None and not manifest.package.is_installed():
+        report.notes.append(f"not run: its weights are in {manifest.package.requirement}, which is not installed")
+        return
     try:
         classifier = load_folder(folder)
         if classifier.fingerprint() != manifest.function_sha256:

@@ -35,11 +35,12 @@ def half_precision(classifier: Classifier, test: Table) -> tuple[Classifier, str
     """
     import torch
 
+    from rsplugins.models.checkpoint import own_state
     from rsplugins.training.trainer import accuracy
 
     rounded = copy.deepcopy(classifier)
     with torch.no_grad():
-        for tensor in (*rounded.module.parameters(), *rounded.module.buffers()):
+        for tensor in own_state(rounded.module).values():
             if tensor.is_floating_point():
                 tensor.copy_(tensor.half().float())
     finite = all(bool(tensor.isfinite().all()) for tensor in rounded.module.state_dict().values())
@@ -52,11 +53,13 @@ def save(folder: Path, module: nn.Module, dtype: Literal["float16", "float32"]) 
     """Store the weights in as many files as the limit asks for."""
     from safetensors.torch import save as to_bytes
 
+    from rsplugins.models.checkpoint import own_state
+
     for old in folder.glob("model*.safetensors"):
         old.unlink()
     shards: list[dict[str, Any]] = [{}]
     size = 0
-    for name, tensor in module.state_dict().items():
+    for name, tensor in own_state(module).items():
         stored = tensor.detach().cpu().contiguous()
         # Counters stay whole numbers.
         stored = stored.half() if dtype == "float16" and stored.is_floating_point() else stored

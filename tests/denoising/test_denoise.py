@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import rsplugins
-from rsplugins.denoising.network import ResidualDenoiser, save
+from rsplugins.denoising.network import UNetDenoiser, save
 from rsplugins.errors import CheckpointError, OutputValueError, ParameterError, RspluginsError, UsageError
 
 SIZE = (3, 8, 8)
@@ -95,7 +95,7 @@ def test_a_half_space_behind_a_linear_denoiser_has_its_known_radius(sigma):
 
 def test_both_networks_are_what_is_certified():
     found = rsplugins.denoise(classifier(), Shrinks(), sigma=0.25)
-    denoiser = ResidualDenoiser(3, width=4, depth=1)
+    denoiser = UNetDenoiser(3, width=4, scales=1)
     one = rsplugins.denoise(classifier(), denoiser, sigma=0.25)
     before = one.fingerprint()
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_another_noise_level_is_refused_or_warned_of():
     with pytest.warns(UserWarning, match="denoise"):
         rsplugins.certify(rsplugins.denoise(classifier(), Shrinks(), sigma=0.25), images(), "gaussian", sigma=0.5, n0=20, n=100)
     with pytest.warns(UserWarning, match="made for sigma 0 to 1"):
-        rsplugins.denoise(classifier(), ResidualDenoiser(3, width=4), sigma=1.5)
+        rsplugins.denoise(classifier(), UNetDenoiser(3, width=4), sigma=1.5)
     for sigma in (-0.1, float("nan"), True, "0.25"):
         with pytest.raises(ParameterError):
             rsplugins.denoise(classifier(), nn.Identity(), sigma=sigma)
@@ -188,7 +188,7 @@ def test_another_noise_level_is_refused_or_warned_of():
 
 def test_a_denoiser_learns_and_a_file_of_it_works_on_the_command_line(tmp_path):
     torch.manual_seed(0)
-    denoiser = ResidualDenoiser(1, width=16, depth=1)
+    denoiser = UNetDenoiser(1, width=16, scales=1)
     data = rsplugins.load_data("digits", split="train")
     clean = torch.stack([data[i][0] for i in range(600)])
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=3e-3)

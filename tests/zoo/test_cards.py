@@ -199,7 +199,7 @@ def test_a_model_whose_numbers_do_not_follow_is_not_published(model, tmp_path):
 
 
 def test_a_model_without_weights_is_not_published(tmp_path):
-    name = next(name for name, read in MODELS.items() if not read.weights)
+    name = next(name for name, read in MODELS.items() if read.no_weights)
     with pytest.raises(UsageError, match="no weights to publish"):
         publish(ZOO / name, tmp_path / "out")
 

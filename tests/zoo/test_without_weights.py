@@ -16,7 +16,7 @@ from rsplugins.models import manifest
 from rsplugins.training import load_recipe
 
 ZOO = Path(__file__).resolve().parents[2] / "zoo"
-WITHOUT = [folder.parent for folder in sorted(ZOO.glob("*/manifest.toml")) if not manifest.read(folder.parent).weights]
+WITHOUT = [folder.parent for folder in sorted(ZOO.glob("*/manifest.toml")) if manifest.read(folder.parent).no_weights]
 
 
 def picture(path, number):
