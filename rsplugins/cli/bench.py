@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rsplugins.cli.models import load_behind
 from rsplugins.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     model: Annotated[str | None, typer.Option(help="Model reference; a ResNet-20 with random weights when left out.")] = None,
+    denoiser: Annotated[str | None, typer.Option(help="Denoiser in front of the model, for noise of .25.")] = None,
     data: Annotated[str | None, typer.Option(help="Data reference; its first input is sampled.")] = None,
     input_size: Annotated[str | None, typer.Option(help="C,H,W of a random input, when there is no --data.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Samples of each way and round.")] = 1000,
@@ -39,7 +41,7 @@ def bench(
     from rsplugins.certifier import Execution
     from rsplugins.sampling.benchmark import benchmark
 
-    classifier = _classifier(model, input_size, data).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    classifier = _classifier(model, denoiser, input_size, data).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     item = _item(classifier, data, input_size)
     classifier.check_images(item[None])
     if dtype not in ("float32", "bfloat16"):
@@ -52,13 +54,13 @@ def bench(
         _print(classifier.source, report)
 
 
-def _classifier(model: str | None, input_size: str | None, data: str | None) -> Classifier:
+def _classifier(model: str | None, denoiser: str | None, input_size: str | None, data: str | None) -> Classifier:
     if model is not None:
-        from rsplugins.models import load
-
-        return load(model)
-    if input_size is not None or data is not None:
-        raise UsageError("--input-size and --data go with --model.", fix="Name a model, such as --model timm:resnet18.")
+        return load_behind(model, denoiser)
+    if input_size is not None or data is not None or denoiser is not None:
+        raise UsageError(
+            "--input-size, --data and --denoiser go with --model.", fix="Name a model, such as --model timm:resnet18."
+        )
     import torch
 
     from rsplugins.classifier import wrap

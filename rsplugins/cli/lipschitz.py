@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rsplugins.cli.models import load_behind
 from rsplugins.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ def lipschitz(
     until: Annotated[
         str | None, typer.Option(help="Bound only as far as this layer: the bounds of wide layers take time.")
     ] = None,
+    denoiser: Annotated[str | None, typer.Option(help="Denoiser in front of the model, for noise of .25.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Print an upper bound of each layer's Lipschitz constant, and which cut gives the best bound for its share of the cost."""
     from rsplugins.lipschitz.analysis import analyse
-    from rsplugins.models import load
 
     size = _size(input_size) if input_size else None
-    analysis = analyse(load(model), size).until(until)
+    analysis = analyse(load_behind(model, denoiser), size).until(until)
     rows, cuts = analysis.rows(), analysis.cuts()
     front = pareto(cuts)
     if as_json:

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def new(
     name: Annotated[str, typer.Argument(help="What the plugin brings is called so: lower-case letters, digits, hyphens.")],
     kind: Annotated[
-        str, typer.Option(help="certifier, training-hook, model-source, dataset, bound-operator or moment-rule.")
+        str, typer.Option(help="certifier, training-hook, model-source, denoiser, dataset, bound-operator or moment-rule.")
     ] = "certifier",
     directory: Annotated[Path, typer.Option(help="Where the folder NAME is made.")] = Path(),
 ) -> None:
@@ -24,7 +24,7 @@ def new(
     from rsplugins.errors import ParameterError
     from rsplugins.host import get_host
     from rsplugins.host.hookspecs import PROJECT
-    from rsplugins.scaffold import write_plugin
+    from rsplugins.scaffold import EXAMPLES, write_plugin
 
     if any((entry.kind, entry.name, entry.distribution) == (kind, name, PROJECT) for entry in get_host().entries()):
         cause = "the built-in one would keep the name, and yours could not be used"
@@ -32,5 +32,5 @@ def new(
 
     for path in write_plugin(name, kind, directory):
         typer.echo(f"wrote {path}")
-    more = " --reference linear" if kind == "model-source" else ""
+    more = f" --reference {EXAMPLES[kind]}" if kind in EXAMPLES else ""
     typer.echo(f"\nnext: pip install -e {directory / name} && rsplugins plugins check {name} --kind {kind}{more}")

@@ -33,7 +33,7 @@ def list_plugins(
     kind: Annotated[
         str | None,
         typer.Option(
-            help="certifier, model-source, dataset, bound-operator, moment-rule, training-hook, or plugin (those that failed)."
+            help="certifier, model-source, denoiser, dataset, bound-operator, moment-rule, training-hook, plugin (failed ones)."
         ),
     ] = None,
 ) -> None:

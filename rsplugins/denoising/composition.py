@@ -67,7 +67,7 @@ class Denoised(nn.Module):
         if not self.takes_sigma:
             plain: Tensor = self.denoiser(x)
             return plain
-        level = torch.full((x.shape[0], *(1,) * (x.dim() - 1)), self.sigma, dtype=x.dtype, device=x.device)
+        level = x.new_full((x.shape[0], *(1,) * (x.dim() - 1)), self.sigma)
         found: Tensor = self.denoiser(x, level)
         return found
 

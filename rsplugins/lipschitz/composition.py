@@ -54,6 +54,17 @@ class Fixed:
         return self.bound
 
 
+@dataclass(frozen=True)
+class Adjoint:
+    """A transposed convolution: the adjoint of a convolution has that one's norm."""
+
+    operator: Convolution
+
+    def norm(self, tolerance: float = TOLERANCE) -> float:
+        """Return an upper bound of the spectral norm."""
+        return self.operator.norm(tolerance)
+
+
 def fuse(first: Operator, second: Operator) -> Operator | None:
     """Return ``second`` after ``first`` as one operator where that is tighter than the product of norms, else None.
 

@@ -13,7 +13,7 @@ from rsplugins.lipschitz import pooling
 from rsplugins.lipschitz.activations import OPTIONS, SLOPES
 from rsplugins.lipschitz.arguments import Call, Shape
 from rsplugins.lipschitz.arguments import NoBoundError as NoBoundError  # rules raise it
-from rsplugins.lipschitz.composition import Dense, Fixed, Scale, Value, outward
+from rsplugins.lipschitz.composition import Adjoint, Dense, Fixed, Scale, Value, outward
 from rsplugins.lipschitz.convolution import Convolution, _each, resolve_padding
 from rsplugins.lipschitz.joins import channels_second
 from rsplugins.lipschitz.norms import up
@@ -43,6 +43,25 @@ def convolution(call: Call) -> Value:
     if operator.out_size != call.out[-dims:]:
         raise NoBoundError(f"{call.name} returns another size than its settings say")
     return value.apply(operator)
+
+
+def transposed_convolution(call: Call) -> Value:
+    """Bound a transposed convolution by the norm of the convolution that it is the adjoint of, from its outputs to its inputs."""
+    value, shape = call.source()
+    call.ignore("bias", "in_channels", "out_channels", "kernel_size")  # the weight says the rest
+    call.ignore("output_padding")  # seen in the size of the result
+    call.only("padding_mode", "zeros")
+    weight = _float64(call.constant("weight"))
+    dims = weight.dim() - 2
+    if len(shape) != dims + 2:
+        raise NoBoundError(f"{call.name} is called with an image that has no batch dimension")
+    dilation = _each(call.constant("dilation", 1), dims)
+    padding = resolve_padding(call.constant("padding", 0), tuple(weight.shape[2:]), dilation)
+    stride, groups = _each(call.constant("stride", 1), dims), int(call.number("groups", 1))
+    operator = Convolution(weight, call.out[-dims:], stride, padding, dilation, groups)
+    if operator.out_size != shape[-dims:]:
+        raise NoBoundError(f"{call.name} returns another size than its settings say")
+    return value.apply(Adjoint(operator))
 
 
 def _padding(call: Call, kernel: Shape, dilation: Shape) -> tuple[tuple[tuple[int, int], ...], bool]:
@@ -120,6 +139,13 @@ def identity(call: Call) -> Value:
     """Bound what is the identity in eval mode, whatever its settings: nothing changes, and a scale can still be folded."""
     value, _ = call.source()
     call.ignore(*call.given()[1:])
+    return value
+
+
+def conversion(call: Call) -> Value:
+    """Bound a conversion to a format that is not coarser than float32: the identity."""
+    value, _ = call.source()
+    call.only("dtype", torch.float32, torch.float64)
     return value
 
 

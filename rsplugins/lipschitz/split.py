@@ -87,8 +87,9 @@ def cut(analysis: Analysis, classifier: Classifier, layer: str) -> CutPoint:
     traced = analysis.traced
     behind = ancestors(traced.output, node) - {node}
     size = traced.info[traced.input].shape
-    _check_same(analysis.classifier, _halves(analysis.classifier, layer), layer, () if size is None else size[1:])
-    split = _halves(classifier, layer)
+    image = () if size is None else size[1:]
+    _check_same(analysis.classifier, _halves(analysis.classifier, layer, image), layer, image)
+    split = _halves(classifier, layer, image)
     share = total_operations(traced, ancestors(node)) / total_operations(traced, set(traced.info))
     names = [traced.path(n) for n in traced.graph.nodes if n in behind and _kind(traced, n).startswith(_RENORMALISING)]
     return CutPoint(split, analysis, node, share, tuple(names), layer)
@@ -190,11 +191,11 @@ def _multi_input(analysis: Analysis, layer: str, node: fx.Node, bypass: tuple[fx
     )
 
 
-def _halves(classifier: Classifier, layer: str) -> Split:
+def _halves(classifier: Classifier, layer: str, size: tuple[int, ...]) -> Split:
     """Return the halves as modules that share the weights, in which every layer that does not contain the cut runs as it is."""
     path = layer if layer == PREPROCESS else f"module.{layer}"
     root = Pipeline(classifier).eval()
-    tracer = Tracer(lambda _, inner: not path.startswith(f"{inner}."))
+    tracer = Tracer(lambda _, inner: not path.startswith(f"{inner}."), size)
     graph = tracer.trace(root)
     nodes = tracer.outputs[layer]
     start = next(node for node in graph.nodes if node.op == "placeholder")

@@ -79,6 +79,7 @@ METHODS: dict[str, Entry] = {
     **{f"{name}_": _NAMED[name] for name in ("add", "sub", "mul", "div", "clamp", "clip", *_POINTWISE)},
     **dict.fromkeys(("view", "expand"), _MOVE),
     **dict.fromkeys(("contiguous", "float", "double"), _KEEP),
+    "to": Entry(rules.conversion, "input dtype"),
 }
 """By the name of the method."""
 
@@ -145,6 +146,7 @@ MODULES: dict[type[nn.Module], Entry] = {
     },
     **dict.fromkeys((nn.Flatten, nn.Unflatten, nn.PixelUnshuffle, nn.PixelShuffle, nn.ChannelShuffle), _MOVE),
     **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), _MOVE),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), Entry(rules.transposed_convolution, "weight")),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), Entry(rules.convolution, "weight _reversed_padding_repeated_twice")),
     **{kind: Entry(rules.max_pool, "", {"dims": d}) for d, kind in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)},
     **{kind: Entry(rules.avg_pool, "", {"dims": d}) for d, kind in enumerate((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), 1)},

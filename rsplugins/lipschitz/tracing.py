@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rsplugins.classifier import Classifier
 from rsplugins.errors import UsageError
+from rsplugins.lipschitz.shapes import Examples, Sized
 from rsplugins.watch import lines
 from rsplugins.watch.taint import tensors
 from rsplugins.watch.writes import version
@@ -23,6 +24,7 @@ PREPROCESS = "preprocess"
 """Path of the node that resizes and normalises; a network's own layer of this name would have to be called otherwise."""
 
 _SHAPE_FUNCTIONS = {"size", "dim", "numel", "ndimension", "element_size"}
+_MAKERS = {"new_full", "new_zeros", "new_ones"}
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout"}
 
 
@@ -154,7 +156,7 @@ def descendants(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
-class _InPlace(fx.Proxy):
+class _InPlace(Sized):
     """A value of which ``h += g`` is recorded as a write: torch.fx has ``h = h + g``, and other names of h would miss it."""
 
 
@@ -171,12 +173,15 @@ class Tracer(fx.Tracer):
 
     Args:
         is_leaf: from a module and its path to whether it is one node; None leaves it to torch.fx.
+        size: of one image; sizes are then numbers in the graph, all but the batch's.
     """
 
     record_stack_traces = True
 
-    def __init__(self, is_leaf: Callable[[nn.Module, str], bool | None]) -> None:
+    def __init__(self, is_leaf: Callable[[nn.Module, str], bool | None], size: tuple[int, ...] | None = None) -> None:
         super().__init__()
+        self._size = size
+        self._examples = Examples(self._found)
         self.outputs: dict[str, list[fx.Node]] = defaultdict(list)
         self.opaque: dict[str, str] = {}
         self._is_leaf = is_leaf
@@ -185,6 +190,24 @@ class Tracer(fx.Tracer):
         """Return the stand-in for a node's value."""
         return _InPlace(node, self)
 
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        """Return the stand-in for a call's result, with an example of it."""
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if self._size is not None and isinstance(proxy, Sized):
+            known = kind == "placeholder"
+            proxy.example = self._examples.image(self._size) if known else self._examples.of(kind, target, args, kwargs)
+        return proxy
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return an attribute of a module: a stand-in for a parameter, but not while an example is run."""
+        return attr_val if self._examples.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _found(self, target: str) -> Any:
+        found: Any = self.root
+        for name in target.split("."):
+            found = getattr(found, name)
+        return found
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node."""
         known = self._is_leaf(m, module_qualified_name)
@@ -192,6 +215,8 @@ class Tracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Trace a call, and note the node it returned under the module's path."""
+        if self._examples.running:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         scope, stack, before = self.scope, self.module_stack.copy(), set(self.graph.nodes)
         try:
@@ -235,7 +260,7 @@ class _Recorder(fx.Interpreter):
         result = super().run_node(n)
         if n.op != "output":
             written = [tensor for tensor, count in zip(given, versions, strict=True) if version(tensor) != count]
-            varying = n.op == "placeholder" or any(self.traced.info[i].varying for i in n.all_input_nodes)
+            varying = n.op == "placeholder" or any(self.traced.info[i].varying for i in _read(n))
             varying = varying and not reads_shape(n)
             shape = tuple(result.shape) if isinstance(result, Tensor) else None
             operations = self.counter.get_total_flops() - before
@@ -256,6 +281,16 @@ def reads_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _SHAPE_FUNCTIONS
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_ATTRIBUTES
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose values a node reads: a new tensor has only the format of the one that it is made by."""
+    if node.op == "call_method" and node.target in _MAKERS:
+        rest = (node.args[1:], {name: value for name, value in node.kwargs.items() if name != "self"})
+        found: list[fx.Node] = []
+        fx.node.map_arg(rest, found.append)
+        return found
+    return node.all_input_nodes
 
 
 def known_size(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -294,7 +329,7 @@ def trace(classifier: Classifier, is_known: Callable[[nn.Module], bool], input_s
     """
     size = known_size(classifier, input_size)
     root = Pipeline(classifier).eval()
-    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known(m) else None)
+    tracer = Tracer(lambda m, path: True if isinstance(m, Preprocess) or is_known(m) else None, size)
     try:
         graph = tracer.trace(root)
     except Exception as error:

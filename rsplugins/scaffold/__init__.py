@@ -9,7 +9,10 @@ from string import Template
 
 from rsplugins.errors import ParameterError, UnknownNameError, UsageError
 
-KINDS = ("certifier", "training-hook", "model-source", "dataset", "bound-operator", "moment-rule")
+KINDS = ("certifier", "training-hook", "model-source", "denoiser", "dataset", "bound-operator", "moment-rule")
+
+EXAMPLES = {"model-source": "linear", "denoiser": "blur"}
+"""By kind, what the written plugin has to be checked with."""
 
 _FILES = Path(__file__).parent / "templates"
 
@@ -39,7 +42,7 @@ def write_plugin(name: str, kind: str, directory: Path) -> list[Path]:
     if root.exists():
         raise UsageError(f"{root} exists already.", fix="Choose another name, or another --directory.")
     values = {"name": name, "package": f"rsplugins_{module}", "class_": "".join(part.title() for part in name.split("-"))}
-    values |= {"kind": kind, "reference": " --reference linear" if kind == "model-source" else ""}
+    values |= {"kind": kind, "reference": f" --reference {EXAMPLES[kind]}" if kind in EXAMPLES else ""}
     written = []
     for folder in ("common", kind):
         for source in sorted((_FILES / folder).rglob("*.txt")):

@@ -16,11 +16,13 @@ from rsplugins.testing.contract import (
     bound_operator_contract,
     certifier_contract,
     dataset_contract,
+    denoiser_contract,
     model_source_contract,
     moment_rule_contract,
     training_hook_contract,
 )
 from rsplugins.testing.datasets import dataset_checks
+from rsplugins.testing.denoisers import denoiser_checks
 from rsplugins.testing.finding import bound_operator_checks, moment_rule_checks
 from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import BrokenContractError, Check, Outcome
@@ -36,6 +38,8 @@ __all__ = [
     "certifier_contract",
     "dataset_checks",
     "dataset_contract",
+    "denoiser_checks",
+    "denoiser_contract",
     "model_source_checks",
     "model_source_contract",
     "moment_rule_checks",

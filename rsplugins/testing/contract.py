@@ -8,6 +8,7 @@ from typing import Any
 from rsplugins.host import Entry
 from rsplugins.testing.certifiers import certifier_checks
 from rsplugins.testing.datasets import dataset_checks
+from rsplugins.testing.denoisers import denoiser_checks
 from rsplugins.testing.finding import bound_operator_checks, moment_rule_checks
 from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import Check
@@ -36,6 +37,11 @@ def training_hook_contract(name: str, **settings: Any) -> Callable[[Check], None
 def model_source_contract(scheme: str, reference: str, **options: Any) -> Callable[[Check], None]:
     """Return a pytest test of everything that a model source owes; see :func:`rsplugins.testing.model_source_checks`."""
     return as_test(model_source_checks(scheme, reference, **options))
+
+
+def denoiser_contract(scheme: str, reference: str, **arguments: Any) -> Callable[[Check], None]:
+    """Return a pytest test of everything that a denoiser owes; see :func:`rsplugins.testing.denoiser_checks`."""
+    return as_test(denoiser_checks(scheme, reference, **arguments))
 
 
 def dataset_contract(name: str, **arguments: Any) -> Callable[[Check], None]:

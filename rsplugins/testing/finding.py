@@ -9,11 +9,12 @@ from rsplugins.errors import ParameterError, UnknownNameError, UsageError
 from rsplugins.host import Entry, Status, get_host
 from rsplugins.testing.certifiers import certifier_checks
 from rsplugins.testing.datasets import dataset_checks
+from rsplugins.testing.denoisers import denoiser_checks
 from rsplugins.testing.hooks import training_hook_checks
 from rsplugins.testing.outcome import Check
 from rsplugins.testing.sources import model_source_checks
 
-KINDS = ("certifier", "training-hook", "model-source", "dataset", "bound-operator", "moment-rule")
+KINDS = ("certifier", "training-hook", "model-source", "denoiser", "dataset", "bound-operator", "moment-rule")
 ABOUT = ("classifier", "smoothed", "own")
 
 
@@ -26,7 +27,7 @@ def checks_for(
         kind: one of :data:`KINDS`; None where the name says it.
         name: what the plugin brings.
         settings: parameters, settings or options.
-        reference: of a model source, data set, bound operator or moment rule.
+        reference: of a model source, denoiser, data set, bound operator or moment rule.
         about: see :func:`rsplugins.testing.certifier_checks`.
         thorough: many more images, boxes or samples.
 
@@ -54,9 +55,14 @@ def checks_for(
             raise UsageError(f"A {kind} has nothing to set.", fix="Leave --set out.")
         make = bound_operator_checks if kind == "bound-operator" else moment_rule_checks
         return make(name, reference=reference, thorough=thorough)
+    return _source_checks(kind, name, reference, settings)
+
+
+def _source_checks(kind: str, name: str, reference: str, settings: Mapping[str, Any]) -> list[Check]:
+    what = "denoiser" if kind == "denoiser" else "model"
     if not reference:
-        raise UsageError("A model source is checked with one of its models.", fix="Add --reference NAME.")
-    return model_source_checks(name, reference, **settings)
+        raise UsageError(f"A source of {what}s is checked with one of its {what}s.", fix="Add --reference NAME.")
+    return (denoiser_checks if kind == "denoiser" else model_source_checks)(name, reference, **settings)
 
 
 def bound_operator_checks(operator: str | Entry, *, reference: str = "", thorough: bool = False) -> list[Check]:

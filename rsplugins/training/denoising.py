@@ -75,7 +75,9 @@ class DenoisingStability(Denoising):
     Attributes:
         classifiers: further models, by reference, besides the one behind the denoiser; the loss is the mean over all.
         squared_error: weight of the squared error, added.
-        burn_in: first epoch with the classifiers; before it the squared error alone is minimised, which is cheaper.
+        burn_in: first epoch with the classifiers; before it the squared error alone is minimised, which is cheaper. Let the
+            weight bring both parts to one size, and clip the gradient: an optimizer such as Adam, used to gradients a thousand
+            times smaller, takes a step that ruins the network where the cross-entropy begins.
     """
 
     classifiers: tuple[str, ...] = ()
@@ -99,11 +101,11 @@ class DenoisingStability(Denoising):
 
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
-        """Return the objective; during burn-in the squared error."""
+        """Return the objective; during burn-in the squared error with its weight (1 where it has none)."""
         found = self._denoised(batch)
         error = self._error(batch, found)
         if batch.epoch < self.burn_in:
-            return error
+            return (self.squared_error or 1.0) * error
         if self._others is None:
             self._others = [load(reference).requires_grad_(False).eval() for reference in self.classifiers]
         own = _composed(batch.model).classifier

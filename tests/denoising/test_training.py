@@ -94,7 +94,7 @@ def test_burn_in_leaves_the_classifiers_out():
     losses = [
         each.training_loss(model, images, labels, epoch=0, generator=torch.Generator().manual_seed(1)) for each in (hooks, plain)
     ]
-    assert torch.equal(*losses)
+    assert torch.allclose(losses[0], 3 * losses[1], rtol=1e-5)
 
 
 class Blind(nn.Module):

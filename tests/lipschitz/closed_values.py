@@ -108,6 +108,8 @@ MADE = {
         (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d), 1)},
     **{kind: [(_IMAGES[d], {"in_channels": 2, "out_channels": 2, "kernel_size": k})] for d, (kind, k) in enumerate(
         ((nn.Conv1d, 3), (nn.Conv2d, 3), (nn.Conv3d, 2)), 1)},
+    **{kind: [(_IMAGES[d], {"in_channels": 2, "out_channels": 2, "kernel_size": k})] for d, (kind, k) in enumerate(
+        ((nn.ConvTranspose1d, 3), (nn.ConvTranspose2d, 3), (nn.ConvTranspose3d, 2)), 1)},
     **{kind: BASES[f"max_pool{d}d"] for d, kind in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)},
     **{kind: BASES[f"avg_pool{d}d"] for d, kind in enumerate((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), 1)},
     **{kind: BASES[f"adaptive_max_pool{d}d"] for d, kind in enumerate(
@@ -138,6 +140,11 @@ VALUES = {
     "out": _OUT,
     "inplace": [True, False],
     "dtype": _DTYPES,
+    "device": ["cpu"],
+    "layout": [torch.strided],
+    "copy": [True],
+    "non_blocking": [True],
+    "pin_memory": [False],
     "dim": [-1, 1, 0, -2, 2, (1, -1), (-1, -2, 1), None],
     "dims": [(0, 3, 1, 2), (-1, 0, 2, 1), (1,), (-1, 1), (), 1, (1, 2)],
     "keepdim": [True, False],
@@ -227,7 +234,10 @@ VALUES = {
     **{(name, "dim"): [1, -1, 0, 3] for name in (
         "cat", "concat", "concatenate", "chunk", "split", "unbind", "select", "narrow", "tensor_split",
     )},
-    **{(name, "bias"): [True, False] for name in ("Linear", "Conv1d", "Conv2d", "Conv3d")},
+    **{(name, "bias"): [True, False] for name in (
+        "Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
+    )},
+    "output_padding": [0, 1, (1,)],
     **{(name, "padding"): [1, (1, 0) * 3, 2] for name in ("ZeroPad3d", "ConstantPad3d")},
     **{(name, "padding"): [1, (-1, 2), (-1, 1, 2, 0)] for name in ("ZeroPad1d", "ZeroPad2d", "ConstantPad1d", "ConstantPad2d")},
     **{(name, "dim"): [-1] for name in ("unflatten", "Unflatten")},
@@ -240,6 +250,8 @@ NOT_TAKEN = {
         "clone", "linear", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "rsub", "adaptive_avg_pool1d", "avg_pool1d",
         "relu", "roll", "flip", "linear",
     )},
+    ("to", "layout"): "Python has no such argument",
+    ("to", "pin_memory"): "Python has no such argument",
     ("Hardtanh", "min_value"): "an old name of min_val",
     ("Hardtanh", "max_value"): "an old name of max_val",
 }  # fmt: skip

@@ -22,7 +22,7 @@ else:
 
 from rsplugins.cli.main import build
 from rsplugins.errors import ParameterError, UnknownNameError, UsageError
-from rsplugins.scaffold import KINDS, write_plugin
+from rsplugins.scaffold import EXAMPLES, KINDS, write_plugin
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "examples" / "plugin-template"
@@ -76,7 +76,7 @@ def test_what_is_written_works_before_anything_is_changed(kind, tmp_path):
     assert done.exit_code == 0, done.output
     project, site = tmp_path / "my-idea", tmp_path / "site"
     install(project, site)
-    more = ["--reference", "linear"] if kind == "model-source" else []
+    more = ["--reference", EXAMPLES[kind]] if kind in EXAMPLES else []
     code, outcomes, errors = check(site, "my-idea", "--kind", kind, *more)
     assert code == 0, (outcomes, errors)
     assert sum(outcome["status"] == "passed" for outcome in outcomes) >= 6
