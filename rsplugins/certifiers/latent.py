@@ -31,6 +31,9 @@ from rsplugins.statistics import check_budget, largest_radius
 AUTO = "auto"
 """Value of ``split`` for the cut that :func:`rsplugins.lipschitz.split.automatic_cut` chooses."""
 
+FARTHEST = 40.0
+"""Standard deviations that no radius in the latent exceeds: the normal quantile of the largest number below 1 is 8.3."""
+
 LEAST_RADIUS = 1e-3
 """A certifier that cannot reach this radius with unanimous votes is refused before sampling."""
 
@@ -92,6 +95,8 @@ class Latent(Certifier[LatentParameters]):
         self.cut = automatic_cut(self.analysis, classifier) if p.split == AUTO else cut(self.analysis, classifier, p.split)
         self.split = self.cut.layer
         self.lipschitz = usable_constant(self.analysis.constant(self.cut.node), f"of the encoder that ends at {self.split!r}")
+        # A larger constant holds too, and keeps radii where the constants hold: none is above FARTHEST sigma over the constant.
+        self.lipschitz = max(self.lipschitz, FARTHEST * p.sigma / self.analysis.reach)
         _check_reach(p, self.split, self.lipschitz)
         self.margins = _margins(self.analysis) if p.margin else None
         noise = GaussianNoise(p.sigma, execution.seed)
@@ -145,8 +150,9 @@ class Latent(Certifier[LatentParameters]):
         with torch.inference_mode():
             if self.parameters.gammas:
                 latent, seen = run_recording(self.analysis, self.cut.node, batch)
-                constants = local_constants(self.analysis, self.cut.node, seen, self.parameters.gammas)
-                extra["local"] = [list(pair) for pair in zip(self.parameters.gammas, constants, strict=True)]
+                gammas = [gamma for gamma in self.parameters.gammas if gamma <= self.analysis.reach]
+                constants = local_constants(self.analysis, self.cut.node, seen, gammas)
+                extra["local"] = [list(pair) for pair in zip(gammas, constants, strict=True)]
             else:
                 latent = encoder(batch)
             if self.margins is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -76,6 +77,11 @@ class Analysis:
     values: dict[fx.Node, Value] = field(default_factory=dict)
     refusals: dict[fx.Node, str] = field(default_factory=dict)
     evaluation: Evaluation = field(default_factory=Evaluation)
+
+    @property
+    def reach(self) -> float:
+        """How far from an image in [0, 1] the bounds hold, in raw pixels: everywhere, but where two values are multiplied."""
+        return self.traced.reach if any(value.product is not None for value in self.values.values()) else math.inf
 
     def check_unchanged(self, classifier: Classifier) -> None:
         """Check that a Classifier still has the weights that these bounds are of.
@@ -265,6 +271,9 @@ def private_copy(classifier: Classifier) -> Classifier:
 
 def lipschitz_bound(classifier: Classifier, input_size: tuple[int, ...] | None = None) -> float:
     """Return an upper bound of the l2 Lipschitz constant of a Classifier, from raw pixels to logits.
+
+    Where the network multiplies two values of the image (gates of squeeze-and-excitation), the bound is one between images that
+    lie within the diagonal of the cube [0, 1]^d of an image in it: see :mod:`rsplugins.lipschitz.products`.
 
     Raises:
         UnsupportedLayerError: a layer has no bound; names it and the nearest cut before it.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rsplugins.lipschitz.convolution import Convolution
 from rsplugins.lipschitz.norms import TOLERANCE, matrix_norm, times, up
+from rsplugins.lipschitz.products import Product
 
 
 class Operator(Protocol):
@@ -101,24 +102,28 @@ class Value:
 
     Attributes:
         how: ``"sum"`` and ``"hypot"`` combine the gains times the inputs' constants; ``"operator"`` applies a linear map to one
-            input; ``"input"`` is the image.
+            input; ``"input"`` is the image; ``"product"`` multiplies its two inputs.
         inputs: what it is computed from.
         gains: one factor for each input.
         operator: the linear map of ``"operator"``.
         rectifier: whether this is a ReLU, which the local refinement looks into.
         note: a word for tables.
+        product: what is known of the factors of ``"product"``.
+        spread: a bound of the distance between any two values of it, over all images; infinity where none is known.
     """
 
-    how: Literal["input", "sum", "hypot", "operator"]
+    how: Literal["input", "sum", "hypot", "operator", "product"]
     inputs: tuple[Value, ...] = ()
     gains: tuple[float, ...] = ()
     operator: Operator | None = None
     rectifier: bool = False
     note: str = ""
+    product: Product | None = None
+    spread: float = math.inf
 
-    def through(self, gain: float, *, rectifier: bool = False, note: str = "") -> Value:
+    def through(self, gain: float, *, rectifier: bool = False, note: str = "", spread: float = math.inf) -> Value:
         """Return a ``gain``-Lipschitz function of this value."""
-        return Value("sum", (self,), (gain,), rectifier=rectifier, note=note)
+        return Value("sum", (self,), (gain,), rectifier=rectifier, note=note, spread=spread)
 
     def apply(self, operator: Operator, *, fusible: bool = True) -> Value:
         """Return a linear map of this value, fused with the map before it where that is tighter."""
@@ -146,6 +151,7 @@ class Evaluation:
     tolerance: float = TOLERANCE
     constants: dict[Value, float] = field(default_factory=dict)
     norms: dict[Value, float] = field(default_factory=dict)
+    deviations: dict[Value, float] = field(default_factory=dict)
 
     def constant(self, value: Value) -> float:
         """Return an upper bound of the Lipschitz constant of a value as a function of the image."""
@@ -157,16 +163,40 @@ class Evaluation:
         """Return what the value's own step contributes, given inputs of constant 1."""
         if value.how == "input":
             return 1.0
+        if value.product is not None:
+            return self.product(value, 1.0, 1.0)
         if value.operator is not None:
             if value not in self.norms:
                 self.norms[value] = value.operator.norm(self.tolerance)
             return self.norms[value]
         return _combine(value, [1.0] * len(value.inputs))
 
+    def deviation(self, value: Value, radius: float) -> float:
+        """Return a bound of how far a value gets from its value at grey, within a radius of grey."""
+        if value not in self.deviations:
+            if value.how == "input":
+                return radius
+            inputs = [self.deviation(v, radius) for v in value.inputs]
+            if value.product is not None:
+                found = value.product.deviation(*inputs)
+            else:
+                found = times(self.factor(value), inputs[0]) if value.operator is not None else _combine(value, inputs)
+            self.deviations[value] = min(found, value.spread)
+        return self.deviations[value]
+
+    def product(self, value: Value, first: float, second: float) -> float:
+        """Return a bound of the constant of a product of two values, from those of its factors."""
+        assert value.product is not None  # the caller looked
+        one, other = value.inputs
+        radius = value.product.radius
+        return value.product.constant(first, second, (self.deviation(one, radius), self.deviation(other, radius)))
+
     def _compute(self, value: Value) -> float:
         if value.how == "input":
             return 1.0
         inputs = [self.constant(v) for v in value.inputs]
+        if value.product is not None:
+            return self.product(value, *inputs)
         return times(self.factor(value), inputs[0]) if value.operator is not None else _combine(value, inputs)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +17,17 @@ from rsplugins.lipschitz import rules
 from rsplugins.lipschitz.arguments import Call, NoBoundError, bind, static
 from rsplugins.lipschitz.composition import Scale, Value, outward
 from rsplugins.lipschitz.layers import changes_when_read, is_max_min, known_kind
+from rsplugins.lipschitz.products import Product
 from rsplugins.lipschitz.tables import ANY, FUNCTIONS, METHODS, MODULES, Entry
 from rsplugins.lipschitz.tracing import Preprocess, Traced
 
 _UNREADABLE = (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, AttributeError)
+
+
+_WITHIN_ONE = {"sigmoid", "hardsigmoid", "tanh", "softmax", "sigmoid_", "tanh_"}
+_WITHIN_ONE_FUNCTIONS = (torch.sigmoid, torch.tanh, torch.softmax, F.sigmoid, F.tanh, F.softmax, F.hardsigmoid)
+_WITHIN_ONE_LAYERS = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softmax)
+_MOVES = {"view", "reshape", "expand", "unsqueeze", "squeeze", "flatten", "permute", "transpose", "contiguous", "clone"}
 
 
 def value_of(traced: Traced, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
@@ -52,6 +61,7 @@ def _bounded(traced: Traced, node: fx.Node, values: dict[fx.Node, Value], entry:
     else:
         arguments = bind(name, entry.parameters, node.args, node.kwargs)
     options = {**entry.options, "swish": functools.partial(_swish, traced)}
+    options["product"] = functools.partial(_product, traced, node)
     return _apply(entry, Call(name, node, traced.info, values, arguments, {}, options, _runner(traced, node)))
 
 
@@ -147,6 +157,32 @@ def _preprocess(module: Preprocess, call: Call) -> Value:
         return value
     factors = outward(1.0 / classifier.std.detach().cpu().double())
     return value.apply(Scale(factors.expand(out[1])))
+
+
+def _product(traced: Traced, node: fx.Node) -> Product | None:
+    """Return what is known of the two factors of a product; None where their values at the grey image are not."""
+    known = traced.products.get(node)
+    if known is None:
+        return None
+    pairs = zip(known, node.args, strict=True)
+    first, second = (replace(factor, within=_bound_of_values(traced.root, source)) for factor, source in pairs)
+    return Product(first, second, traced.reach)
+
+
+def _bound_of_values(root: nn.Module, node: Any) -> float:
+    """Return a bound of the magnitude of a node's values on all images: 1 behind a sigmoid and the like, else infinity."""
+    while isinstance(node, fx.Node):
+        if node.op == "call_method" and node.target in _MOVES and node.args:
+            node = node.args[0]
+            continue
+        if node.op == "call_method":
+            known = node.target in _WITHIN_ONE
+        elif node.op == "call_module":
+            known = known_kind(root.get_submodule(str(node.target))) in _WITHIN_ONE_LAYERS
+        else:
+            known = node.op == "call_function" and node.target in _WITHIN_ONE_FUNCTIONS
+        return 1.0 if known else math.inf
+    return math.inf
 
 
 def _swish(traced: Traced, first: Any, second: Any) -> fx.Node | None:

@@ -31,9 +31,12 @@ def multiply(call: Call) -> Value:
     first, second = call.operand("input"), call.operand("other")
     if first.value is not None and second.value is not None:
         gated = call.options["swish"](call.arguments["input"], call.arguments["other"])
-        if gated is None:
+        if gated is not None:
+            return call.values[gated].through(SILU)
+        product = call.options["product"]()
+        if product is None:
             raise _two_values()
-        return call.values[gated].through(SILU)
+        return Value("product", (first.value, second.value), product=product, note="on images")
     moving, factor = (second, first.constant) if first.value is None else (first, second.constant)
     return _scaled(moving, call.out, factor)
 

@@ -30,6 +30,7 @@ class MarginBounds:
 
     def __init__(self, analysis: Analysis) -> None:
         output = analysis.traced.output
+        self.reach = analysis.reach
         self.constant = usable_constant(analysis.constant(output), "of the network")
         value = analysis.values[output]
         self._rows: Tensor | None = None
@@ -63,6 +64,8 @@ class MarginBounds:
         ratios = torch.where(rivals & (bounds == 0) & (margins <= 0), 0.0, ratios)
         nearest = int(ratios.argmin())
         constant = float(bounds[nearest]) if bounds[nearest] > 0 else self.constant
+        # A larger constant holds too, and keeps the radius where the constants hold.
+        constant = max(constant, up(max(0.0, float(margins[nearest])) / self.reach))
         return {"prediction": label, "rival": nearest, "margin": float(margins[nearest]), "constant": constant}
 
 

@@ -109,15 +109,19 @@ def normalisation(call: Call) -> Value:
     With n entries, s^2 = v + eps and z = (x - mean) / s, the Jacobian before the weights is
     :math:`(I - 11^T/n - zz^T/n) / s`. It is symmetric, 0 on constants, :math:`(1 - |z|^2/n)/s = \epsilon/s^3` on z, and 1/s on
     what is orthogonal to both; so its norm is at most 1/s, and s is at least the root of eps.
+
+    The squares of z sum to at most n, so that two results are no further apart than :math:`2 \max|\gamma| \sqrt N`, N entries in
+    all.
     """
-    value, _ = call.source()
+    value, shape = call.source()
     call.ignore("bias", "normalized_shape", "num_groups", "num_channels", "elementwise_affine", "affine")
     eps = float(call.number("eps", 1e-5))
     if eps <= 0:
         raise NoBoundError("it divides by a deviation that may be 0, as its eps is")
     weight = call.constant("weight")
     largest = 1.0 if weight is None else float(_float64(weight).abs().max())
-    return value.through(up(up(largest / math.sqrt(eps)) * (1.0 + 2.0**-50)))
+    spread = up(up(2.0 * largest * math.sqrt(math.prod(shape))) * (1.0 + 2.0**-50))
+    return value.through(up(up(largest / math.sqrt(eps)) * (1.0 + 2.0**-50)), spread=spread)
 
 
 def activation(call: Call) -> Value:

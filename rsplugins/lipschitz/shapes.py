@@ -44,6 +44,19 @@ class Sized(fx.Proxy):
             return self.__getattr__("size")(dim)
         return self.example.size(dim)
 
+    def expand_as(self, other: Any) -> Any:
+        """As :meth:`torch.Tensor.expand_as`: the other tensor gives its sizes alone."""
+        return (
+            self.expand(*other.shape) if isinstance(getattr(other, "example", None), Tensor) else self._method("expand_as", other)
+        )
+
+    def view_as(self, other: Any) -> Any:
+        """As :meth:`torch.Tensor.view_as`."""
+        return self.view(*other.shape) if isinstance(getattr(other, "example", None), Tensor) else self._method("view_as", other)
+
+    def _method(self, name: str, other: Any) -> Any:
+        return self.__getattr__(name)(other)
+
     def _sizes(self, batch: Callable[[], Any]) -> Any:
         sizes = tuple(self.example.shape)
         return (batch(), *sizes[1:]) if sizes else self.example.shape

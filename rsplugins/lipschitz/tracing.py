@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,7 +15,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from rsplugins.classifier import Classifier
+from rsplugins.double import bring, brought, copied
 from rsplugins.errors import UsageError
+from rsplugins.lipschitz.products import Factor, is_product
+from rsplugins.lipschitz.products import Recorder as ProductRecorder
 from rsplugins.lipschitz.shapes import Examples, Sized
 from rsplugins.watch import lines
 from rsplugins.watch.taint import tensors
@@ -89,6 +93,7 @@ class Traced:
         info: by node.
         outputs: by layer path (without the leading ``module.``): the nodes that its calls returned.
         opaque: by layer path: why it could not be traced; it is one node of the graph.
+        products: by node that multiplies two values of the image: what is known of the factors.
     """
 
     root: Pipeline
@@ -96,6 +101,12 @@ class Traced:
     info: dict[fx.Node, Info] = field(default_factory=dict)
     outputs: dict[str, list[fx.Node]] = field(default_factory=dict)
     opaque: dict[str, str] = field(default_factory=dict)
+    products: dict[fx.Node, tuple[Factor, Factor]] = field(default_factory=dict)
+
+    @property
+    def reach(self) -> float:
+        """How far from an image the bounds of products hold: the diagonal of the cube of images, in raw pixels."""
+        return math.sqrt(math.prod(self.info[self.input].shape or ()))
 
     @property
     def input(self) -> fx.Node:
@@ -345,7 +356,25 @@ def trace(classifier: Classifier, is_known: Callable[[nn.Module], bool], input_s
     with torch.no_grad(), counter:
         _Recorder(traced, counter).run(image)
     _drop_unused(traced)
+    _look_at_products(traced, classifier, image)
     return traced
+
+
+def _look_at_products(traced: Traced, classifier: Classifier, image: Tensor) -> None:
+    def varying(node: fx.Node) -> bool:
+        return sum(isinstance(argument, fx.Node) and traced.info[argument].varying for argument in node.args) == 2
+
+    wanted = {node for node in traced.graph.nodes if is_product(node) and len(node.args) == 2 and varying(node)}
+    if not wanted:
+        return
+    double = Pipeline(brought(copied(classifier), torch.float64)).eval()
+    recorder = ProductRecorder(double, traced.graph, wanted)
+    try:
+        with torch.no_grad():
+            recorder.run(bring(image, double.preprocess.origin[0].device, torch.float64))
+    except (RuntimeError, TypeError):  # a format that the code names; the products have no bound then
+        return
+    traced.products = recorder.found
 
 
 def _drop_unused(traced: Traced) -> None:

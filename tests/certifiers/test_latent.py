@@ -353,9 +353,9 @@ def test_a_bound_too_large_to_certify_anything_is_said_with_the_number():
     assert f"{lipschitz_bound(rsplugins.wrap(module[:2], input_size=(1, 4, 4))):.6g}" in caught.value.what
 
 
-class Gated(nn.Module):
+class Quotient(nn.Module):
     def forward(self, x):
-        return x * torch.tanh(x)
+        return x / (1 + x * x)
 
 
 class Branching(nn.Module):
@@ -398,7 +398,7 @@ def test_the_split_must_be_named_and_supported():
     with pytest.raises(ParameterError, match="needs split") as caught:
         rsplugins.certify(classifier, IMAGES[:1], "latent")
     assert "'encoder'" in caught.value.fix
-    refused = named(flat=nn.Flatten(), encoder=nn.Linear(16, 4), norm=Gated(), last=nn.Linear(4, 2))
+    refused = named(flat=nn.Flatten(), encoder=nn.Linear(16, 4), norm=Quotient(), last=nn.Linear(4, 2))
     with pytest.raises(UnsupportedLayerError, match="split='encoder'"):
         rsplugins.certify(rsplugins.wrap(refused, input_size=(1, 4, 4)), IMAGES[:1], "latent", split="norm")
     # A head that normalises again is allowed, and said.

@@ -216,6 +216,9 @@ class Calls(nn.Module):
 def test_a_function_is_not_known_by_its_name(kind):
     classifier = rsplugins.wrap(Calls(kind), input_size=SIZE)
     assert steepest(classifier) > 2 * lipschitz_bound(rsplugins.wrap(base(), input_size=SIZE))
+    if kind == "steep":  # a product with what stands there, a hundred times a sigmoid
+        assert steepest(classifier) <= lipschitz_bound(classifier)
+        return
     with pytest.raises(UnsupportedLayerError, match=r"no rule|no global bound"):
         lipschitz_bound(classifier)
 
