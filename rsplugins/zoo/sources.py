@@ -12,6 +12,7 @@ DATA_LICENCES = {
     "Cortes, Burges) own terms are unknown",
     "cifar10": "none stated by its authors (Krizhevsky 2009); JPEG-compressed copies where the id says cifar10-jpeg",
     "imagenet": "ImageNet's terms of access: non-commercial research and education",
+    "photographs": "ImageNet's terms of access: non-commercial research and education (every second image of a sample of it)",
     "places365": "copyright of the images with their owners, as stated by the CSAILVision/places365 README; terms of use unknown",
     "ucf101": "none stated by its authors (Soomro, Zamir, Shah 2012); the clips are the uploaders'",
 }
@@ -29,6 +30,8 @@ METHOD = {
     "covariance": "Zhen, Chakraborty, Singh: Simpler Certified Radius Maximization by Propagating Covariances (CVPR 2021)",
     "latent-noise": "latent-space randomized smoothing: noise behind a Lipschitz encoder",
     "latent": "latent-space randomized smoothing: noise behind a Lipschitz encoder",
+    "denoise": "Salman et al.: Denoised Smoothing (NeurIPS 2020)",
+    "denoise-stability": "Salman et al.: Denoised Smoothing (NeurIPS 2020)",
     "ibp": "Gowal et al.: Scalable Verified Training for Provably Robust Image Classification (ICCV 2019)",
     "etb": "Alsubaihi et al.: Expected Tight Bounds for Robust Training (arXiv 1905.12418)",
     "sound-etb": "a sound variant of Alsubaihi et al.: Expected Tight Bounds for Robust Training (arXiv 1905.12418)",
