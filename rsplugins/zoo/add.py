@@ -88,7 +88,7 @@ def _fill(folder: Path, trained: Path, record: Mapping[str, Any], recipe: Any, c
         paper=METHOD.get(recipe.hooks[0]["name"], "") if recipe.hooks else "",
         function_sha256=classifier.fingerprint(),
         licences=_licences(recipe.data.name),
-        input=manifests.InputSpec(**record["input"]),
+        input=manifests.InputSpec(**{**record["input"], "shape": classifier.input_size}),
         architecture=manifests.Architecture(**record["architecture"]),
         recipe=manifests.RecipeFile(sha256=sha256(folder / RECIPE), data=recipe.data.name),
         weights=files,
@@ -226,9 +226,9 @@ def _classifier(trained: Path, record: Mapping[str, Any]) -> Any:
     about, spec = record["architecture"], record["input"]
     network = build(about["name"], num_classes=about["num_classes"], **about["arguments"])
     checkpoint.fit(network, checkpoint.read(trained / "model.safetensors"), str(trained))
-    return Classifier(
-        network, mean=spec["mean"], std=spec["std"], input_size=spec["shape"], num_classes=about["num_classes"]
-    ).eval()
+    # A denoiser is trained on windows; the whole takes what the classifier behind it takes.
+    size = getattr(getattr(network, "classifier", None), "input_size", None) or spec["shape"]
+    return Classifier(network, mean=spec["mean"], std=spec["std"], input_size=size, num_classes=about["num_classes"]).eval()
 
 
 def _test_table(recipe: Any, data_root: Path | None) -> Any:
