@@ -88,7 +88,7 @@ def test_commands_that_take_a_model_take_a_denoiser(tmp_path):
     behind = [f"zoo:{DEFAULT_MODEL}", "--denoiser", f"file:{tmp_path / 'd.safetensors'}", "--json"]
     done = CliRunner().invoke(build(), ["lipschitz", *behind])
     assert done.exit_code == 0, done.output
-    assert "Denoised" in done.output
+    assert "denoiser.first" in done.output
     done = CliRunner().invoke(build(), ["bench", "--n", "8", "--rounds", "1", "--model", *behind])
     assert done.exit_code == 0, done.output
     assert "behind the denoiser" in done.output
