@@ -191,8 +191,9 @@ def test_options_that_do_not_work_are_explained(tmp_path, network, options, erro
 def test_every_architecture_gives_logits(name):
     torch.manual_seed(0)
     size = SIZES.get(name, (3, 8, 8))
-    behind = rsplugins.wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), input_size=size, num_classes=7)
-    options = {"classifier": behind} if name == "denoised" else {}
+    options = {}
+    if name == "denoised":
+        options["classifier"] = rsplugins.wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), input_size=size)
     classifier = rsplugins.wrap(build(name, num_classes=7, **options), input_size=size)
     assert classifier.num_classes == 7
 
