@@ -100,6 +100,10 @@ class CheckpointError(RspluginsError):
     """A checkpoint that is missing, damaged, not what it says, or does not fit the architecture."""
 
 
+class PackageMissingError(CheckpointError):
+    """The weights lie in a package that is not installed."""
+
+
 class DataNotFoundError(UsageError):
     """A data set that is not where it was looked for."""
 

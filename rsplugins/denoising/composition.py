@@ -87,12 +87,12 @@ def check_level(denoiser: nn.Module, sigma: float) -> None:
     """Hold a noise level against what a denoiser says it was made for, in an attribute ``sigma``: a number or a range.
 
     Raises:
-        ParameterError: it is another one, and the denoiser cannot be told.
+        ParameterError: it is another one, and the denoiser cannot be told; or what it says is no level.
     """
     made = getattr(denoiser, "sigma", None)
     if made is None or isinstance(made, (Tensor, nn.Module)):
         return
-    low, high = (made, made) if isinstance(made, (int, float)) else made
+    low, high = (made, made) if isinstance(made, (int, float)) else _pair(made)
     if low - 1e-9 <= sigma <= high + 1e-9:
         return
     said = f"The denoiser was made for sigma {low:g}" + (f" to {high:g}" if high > low else "") + f", not {sigma:g}."
@@ -103,6 +103,16 @@ def check_level(denoiser: nn.Module, sigma: float) -> None:
             fix="Take another denoiser, or sigma.",
         )
     warnings.warn(f"{said} It is told the level, but was not trained for it.", stacklevel=3)
+
+
+def _pair(made: object) -> tuple[float, float]:
+    if isinstance(made, (tuple, list)) and len(made) == 2 and all(isinstance(level, (int, float)) for level in made):
+        return made[0], made[1]
+    raise ParameterError(
+        f"The denoiser says in its attribute sigma that it was made for {made!r}.",
+        cause="that attribute is read as the noise level on raw [0, 1] pixels that it was made for.",
+        fix="Let it be a number, or the smallest and the largest level.",
+    )
 
 
 def check_image(composed: Denoised, size: tuple[int, ...], device: torch.device) -> None:

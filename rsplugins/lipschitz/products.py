@@ -12,6 +12,9 @@ a sigmoid are, :math:`h - h_0 = g (f - f_0) + f_0 (g - g_0)` gives
 :math:`D_h \le S_g D_f + \min(s(f_0) D_g, 2 b_g \|f_0\|)`. Then, r being the largest factor by which broadcasting stretches f and
 m the number of entries met, :math:`S_f \le \min(s(f_0) + r D_f, b_f \sqrt m)`.
 
+The values at grey are computed in float64 and taken for those of exact arithmetic but for :data:`SLACK`, as the logits of a
+margin are: a network that cancels fifteen digits on purpose is not bounded in exact arithmetic (``float-idealised``).
+
 A radius above :math:`\sqrt d` must not be claimed with such a bound: :attr:`rsplugins.lipschitz.analysis.Analysis.reach` says so.
 """
 

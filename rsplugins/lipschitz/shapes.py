@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_aggregate
 
@@ -65,6 +65,9 @@ class Sized(fx.Proxy):
 class Examples:
     """Carries a value without numbers, of a batch of one, through a graph while it is traced.
 
+    Only functions and layers of torch are run: code of others may keep what it is given, and such a value must not be found in a
+    model afterwards. Nothing is known of what that code returns.
+
     Args:
         find: from the name of a module, parameter or buffer to it.
     """
@@ -90,14 +93,29 @@ class Examples:
                 if kind == "get_attr":
                     return self._find(str(target))
                 if kind == "call_module":
-                    return self._find(str(target))(*given, **named)
+                    layer = self._find(str(target))
+                    return layer.forward(*given, **named) if _is_plain(layer) else None
                 if kind == "call_method":
                     return getattr(given[0], str(target))(*given[1:], **named)
-                return target(*given, **named) if kind == "call_function" else None
+                return target(*given, **named) if kind == "call_function" and _is_torch(target) else None
         except Exception:
             return None
         finally:
             self.running = False
+
+
+def _is_torch(thing: Any) -> bool:
+    home = str(getattr(thing, "__module__", None) or "torch").partition(".")[0]
+    return home in ("torch", "_operator", "builtins", "math")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module and all in it are layers of torch, or say of themselves that they keep nothing, without hooks."""
+    return all(
+        (_is_torch(type(layer)) or getattr(layer, "keeps_nothing", False))
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+        for layer in module.modules()
+    )
 
 
 def _example(value: Any) -> Any:

@@ -87,7 +87,8 @@ def cut(analysis: Analysis, classifier: Classifier, layer: str) -> CutPoint:
     traced = analysis.traced
     behind = ancestors(traced.output, node) - {node}
     size = traced.info[traced.input].shape
-    image = () if size is None else size[1:]
+    assert size is not None  # the image is a tensor
+    image = size[1:]
     _check_same(analysis.classifier, _halves(analysis.classifier, layer, image), layer, image)
     split = _halves(classifier, layer, image)
     share = total_operations(traced, ancestors(node)) / total_operations(traced, set(traced.info))

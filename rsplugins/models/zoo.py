@@ -106,11 +106,17 @@ def load_denoiser(reference: str) -> nn.Module:
         UnknownNameError: no such model; with a did-you-mean.
         CheckpointError: it has no denoiser.
     """
-    module = load(reference).module
-    denoiser = getattr(module, "denoiser", None)
-    if not isinstance(denoiser, nn.Module):
+    from rsplugins.denoising.network import UNetDenoiser
+
+    folder = store.find(reference)
+    manifest = manifests.read(folder)
+    if manifest.architecture.name != "denoised" or not manifest.weights:
         raise CheckpointError(f"zoo:{reference} is a classifier without a denoiser.", fix="`rsplugins zoo list` has the others.")
-    return denoiser
+    # Without the classifier that it was trained in front of, which may need a package of its own.
+    arguments = {name: value for name, value in manifest.architecture.arguments.items() if name not in ("classifier", "sigma")}
+    denoiser = UNetDenoiser(**arguments)
+    checkpoint.fit(denoiser, _stored(folder, manifest), f"zoo:{reference}")
+    return denoiser.eval()
 
 
 def _stored(folder: Path, manifest: manifests.Manifest) -> checkpoint.State:

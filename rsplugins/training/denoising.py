@@ -97,7 +97,7 @@ class DenoisingStability(Denoising):
                 f"burn_in is {self.burn_in} and the run has {start.epochs} epochs.", fix="Use a smaller one, or the hook denoise."
             )
         if start.model is not None:
-            self._others = [load(reference).requires_grad_(False).eval() for reference in self.classifiers]
+            self._loaded()
 
     @hookimpl
     def loss(self, batch: Batch, weights: Tensor | None) -> Tensor | None:
@@ -106,10 +106,8 @@ class DenoisingStability(Denoising):
         error = self._error(batch, found)
         if batch.epoch < self.burn_in:
             return (self.squared_error or 1.0) * error
-        if self._others is None:
-            self._others = [load(reference).requires_grad_(False).eval() for reference in self.classifiers]
         own = _composed(batch.model).classifier
-        models = [own, *(model.to(batch.images.device) for model in self._others)]
+        models = [own, *(model.to(batch.images.device) for model in self._loaded())]
         losses = []
         for model in models:
             with torch.no_grad():
@@ -119,6 +117,11 @@ class DenoisingStability(Denoising):
             if model is own:
                 batch.metrics["stable"] = (scores.detach().argmax(1) == classes).float().mean()
         return torch.stack(losses).mean() + self.squared_error * error
+
+    def _loaded(self) -> list[nn.Module]:
+        if self._others is None:
+            self._others = [load(reference).requires_grad_(False).eval() for reference in self.classifiers]
+        return self._others
 
 
 def _composed(model: nn.Module) -> Denoised:

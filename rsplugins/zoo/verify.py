@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rsplugins.errors import CheckpointError, DataNotFoundError, PluginUnavailableError, RspluginsError
+from rsplugins.errors import CheckpointError, DataNotFoundError, PackageMissingError, PluginUnavailableError, RspluginsError
 from rsplugins.models import manifest as manifests
 from rsplugins.models.files import safetensors_header, sha256
 from rsplugins.models.manifest import Manifest, Result
@@ -192,14 +192,14 @@ def _run_again(folder: Path, manifest: Manifest, data_root: Path | None, report:
     from rsplugins.models.zoo import load_folder
     from rsplugins.zoo import sample
 
-    if manifest.package is not None and not manifest.package.is_installed():
-        report.notes.append(f"not run: its weights are in {manifest.package.requirement}, which is not installed")
-        return
     try:
         classifier = load_folder(folder)
         if classifier.fingerprint() != manifest.function_sha256:
             report.problems.append("the loaded model is not the function that function_sha256 names")
             return
+    except PackageMissingError as error:  # its own, or that of the model behind its denoiser
+        report.notes.append(f"not run: {error.what}")
+        return
     except RspluginsError as error:
         report.problems.append(error.what)
         return

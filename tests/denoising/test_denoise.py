@@ -172,6 +172,14 @@ def test_what_the_first_look_misses_the_samplers_refuse():
         rsplugins.certify(behind, images(), "gaussian", sigma=0.25, n0=20, n=500)
 
 
+@pytest.mark.parametrize("made", ["0.25", (0.1,), (0.1, 0.2, 0.3), {"sigma": 0.25}])
+def test_a_denoiser_that_says_no_level_is_refused(made):
+    denoiser = nn.Identity()
+    denoiser.sigma = made
+    with pytest.raises(ParameterError, match="it was made for"):
+        rsplugins.denoise(classifier(), denoiser, sigma=0.25)
+
+
 def test_another_noise_level_is_refused_or_warned_of():
     with pytest.raises(ParameterError, match=r"made for sigma 0\.25, not 0\.5"):
         rsplugins.denoise(classifier(), Fixed(), sigma=0.5)

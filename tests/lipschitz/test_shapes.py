@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from timm.layers import create_conv2d
@@ -100,3 +102,35 @@ def test_nothing_of_the_model_changes_while_it_is_traced():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lipschitz_bound(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Caches(nn.Module):
+    """Opaque to torch.fx, and keeps a grid that it makes at its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = None
+
+    def forward(self, x):
+        if x.shape[0] > 0 and self.grid is None:
+            self.grid = torch.linspace(0.5, 1.5, x.shape[-1])
+        return x * self.grid
+
+
+@pytest.mark.parametrize("cut", ["preprocess", "0"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_value_without_numbers_is_left_in_a_model_or_with_its_hooks(cut, inside):
+    torch.manual_seed(0)
+    caches, kept = Caches(), []
+    first = nn.Conv2d(3, 3, 1)
+    first.register_forward_hook(lambda module, given, found: kept.append(type(found)) if not kept else None)
+    middle = nn.Sequential(caches, nn.ReLU()) if inside else caches
+    model = rsplugins.wrap(nn.Sequential(first, middle, nn.Flatten(), nn.Linear(108, 3)), input_size=(3, 6, 6))
+    for method in ("latent", "lipschitz-margin"):
+        options = {"split": cut, "sigma": 0.25, "n0": 10, "n": 50} if method == "latent" else {}
+        with contextlib.suppress(rsplugins.errors.RspluginsError):
+            rsplugins.certify(model, torch.rand(1, 3, 6, 6), method, **options)
+    assert type(caches.grid) in (torch.Tensor, type(None))
+    assert not any("Fake" in kind.__name__ for kind in kept)
+    caches.grid = None
+    assert model(torch.rand(2, 3, 6, 6)).shape == (2, 3)
