@@ -172,7 +172,10 @@ class Evaluation:
         return _combine(value, [1.0] * len(value.inputs))
 
     def deviation(self, value: Value, radius: float) -> float:
-        """Return a bound of how far a value gets from its value at grey, within a radius of grey."""
+        """Return a bound of how far a value gets from its value at grey, within a radius of grey.
+
+        It follows from the gains of each step on the whole set, never from constants, which may be those of a smaller ball.
+        """
         if value not in self.deviations:
             if value.how == "input":
                 return radius

@@ -70,7 +70,7 @@ def local_constants(analysis: Analysis, node: fx.Node, seen: dict[fx.Node, Tenso
         if value.rectifier and source is not None and source in seen and value not in before:
             before[value] = seen[source]
     latent = analysis.values[node]
-    return [min(_Local(gamma, before, analysis.evaluation).constant(latent), analysis.constant(node)) for gamma in gammas]
+    return [min(_Local(gamma, before).constant(latent), analysis.constant(node)) for gamma in gammas]
 
 
 @dataclass
@@ -81,17 +81,12 @@ class _Local(Evaluation):
     before: dict[Value, Tensor] = field(default_factory=dict)
     awake: dict[Value, Tensor] = field(default_factory=dict)
 
-    def __init__(self, gamma: float, before: dict[Value, Tensor], overall: Evaluation) -> None:
+    def __init__(self, gamma: float, before: dict[Value, Tensor]) -> None:
         super().__init__()
-        self.overall = overall
         self.gamma, self.before, self.awake = gamma, before, {}
 
     def _compute(self, value: Value) -> float:
         inner = value.inputs[0] if value.inputs else None
-        if value.product is not None:
-            # How large the factors are follows from the way to grey, which leaves the ball.
-            first, second = value.inputs
-            return self.overall.product(value, self.constant(first), self.constant(second))
         if value.rectifier and inner is not None and value in self.before and isinstance(inner.operator, (Dense, Convolution)):
             return self._rectified(value, inner)
         if value.operator is not None and inner is not None and inner in self.awake:

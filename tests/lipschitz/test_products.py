@@ -190,6 +190,31 @@ def test_local_bounds_hold_around_an_image():
             assert float((values[i] - values[j]).norm()) <= bound * float((points[i] - points[j]).norm()) * (1 + 1e-4)
 
 
+def test_two_results_of_a_normalisation_are_nearly_as_far_apart_as_its_spread_and_no_further():
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(1, 3, eps=1e-12)
+    with torch.no_grad():
+        norm.weight.fill_(1.7)
+    classifier = rsplugins.wrap(nn.Sequential(norm, nn.Flatten(), nn.Linear(48, 3)), input_size=SIZE)
+    analysis = analyse(classifier)
+    (spread,) = {value.spread for value in analysis.values.values() if math.isfinite(value.spread)}
+    x = torch.rand(1, *SIZE)
+    reached = float((norm(x) - norm(1 - x)).norm())  # z and -z
+    assert 0.999 * spread < reached <= spread
+
+
+def test_no_value_gets_further_from_grey_than_is_said():
+    for name in NETWORKS:
+        classifier = model(name)
+        analysis = analyse(classifier)
+        directions = torch.nn.functional.normalize(torch.randn(200, 48), dim=1).view(200, *SIZE)
+        points = 0.5 + 1.5 * DIAGONAL * directions * torch.rand(200, 1, 1, 1).round()
+        with torch.no_grad():
+            moved = classifier(points) - classifier(torch.full((1, *SIZE), 0.5))
+        said = analysis.evaluation.deviation(analysis.values[analysis.traced.output], 1.5 * DIAGONAL)
+        assert float(moved.norm(dim=1).max()) <= said * (1 + 1e-4)
+
+
 def test_networks_without_products_reach_everywhere():
     torch.manual_seed(0)
     plain = rsplugins.wrap(nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.SiLU()), input_size=SIZE)
