@@ -115,7 +115,8 @@ def load_denoiser(reference: str) -> nn.Module:
     # Without the classifier that it was trained in front of, which may need a package of its own.
     arguments = {name: value for name, value in manifest.architecture.arguments.items() if name not in ("classifier", "sigma")}
     denoiser = UNetDenoiser(**arguments)
-    checkpoint.fit(denoiser, _stored(folder, manifest), f"zoo:{reference}")
+    state = {name.removeprefix("denoiser."): value for name, value in _stored(folder, manifest).items()}
+    checkpoint.fit(denoiser, state, f"zoo:{reference}")
     return denoiser.eval()
 
 
